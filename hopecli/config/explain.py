@@ -1,0 +1,55 @@
+"""Settings in words: resolved YAML, the origin of every value, the difference of two presets."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import yaml
+
+from hopecli.config.keys import valid_keys
+from hopecli.config.load import Resolved
+from hopecli.config.schema import Settings
+
+
+class ValueRow(NamedTuple):
+    """One resolved value: dotted key, YAML text of the value, where it came from, what it means."""
+
+    key: str
+    value: str
+    origin: str
+    meaning: str
+
+
+def to_tree(settings: Settings) -> dict[str, Any]:
+    """Plain JSON-able mapping of all settings."""
+    return settings.model_dump(mode="json")
+
+
+def to_yaml(settings: Settings) -> str:
+    """Resolved YAML; reading it back gives the same settings."""
+    return yaml.safe_dump(to_tree(settings), sort_keys=False, allow_unicode=True, width=120)
+
+
+def value_rows(resolved: Resolved) -> list[ValueRow]:
+    """Every value with its origin, in schema order."""
+    return [
+        ValueRow(key, value, resolved.origins.get(key, "default"), valid_keys().get(key, ""))
+        for key, value in _flat(to_tree(resolved.settings)).items()
+    ]
+
+
+def differences(a: Settings, b: Settings) -> dict[str, tuple[str | None, str | None]]:
+    """Dotted keys whose values differ, with both YAML texts; None where a side lacks the key."""
+    left, right = _flat(to_tree(a)), _flat(to_tree(b))
+    keys = list(dict.fromkeys([*left, *right]))
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    out: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = yaml.safe_dump(value, default_flow_style=True, width=10_000).split("\n")[0]
+    return out

@@ -1,0 +1,75 @@
+"""Reading .npy files safely: headers without content, memory-mapped content, never pickles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hopecli.errors import DataError
+
+
+class ClipProblem(DataError):
+    """One defect of one clip: `code` names its kind for reports, `clip` the folder."""
+
+    def __init__(self, code: str, message: str, *, clip: str, value: object | None = None, fix: str | None = None):
+        super().__init__(message, where=clip, value=value, fix=fix)
+        self.code, self.clip = code, clip
+
+
+class ArrayHeader(NamedTuple):
+    """What the first bytes of a .npy file say."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran_order: bool
+    offset: int  # bytes before the data
+
+
+def read_header(path: Path, *, clip: str) -> ArrayHeader:
+    """The header of a .npy file, checked against the file's size; ClipProblem when it cannot be used."""
+    name = path.name
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran_order, dtype = read(file)
+            offset = file.tell()
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        code = "missing_actions" if name == "actions.npy" else "missing_features"
+        if name in ("states.npy", "extrinsics.npy"):
+            code = f"missing_{path.stem}"
+        folder = path.parent.name
+        message = f"{folder}/{name} is missing"
+        raise ClipProblem(code, message, clip=clip, fix="add the file or leave the clip out") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ClipProblem(
+            "unreadable",
+            f"{name} is not a readable .npy file: {error}",
+            clip=clip,
+            fix="write it again with numpy.save",
+        ) from error
+    if dtype.hasobject:
+        raise ClipProblem(
+            "pickled", f"{name} holds pickled objects, which are never loaded", clip=clip, fix="save plain numbers"
+        )
+    expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size < expected:
+        raise ClipProblem(
+            "truncated",
+            f"{name} has {size} bytes where its header announces {expected}",
+            clip=clip,
+            fix="copy or write it again",
+        )
+    return ArrayHeader(shape, dtype, fortran_order, offset)
+
+
+def map_array(path: Path, header: ArrayHeader) -> np.ndarray:
+    """The file's array, memory-mapped read-only: only the parts that are used are read."""
+    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+    if 0 in header.shape:
+        return np.zeros(header.shape, header.dtype)
+    return np.memmap(str(path), dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape, order=order)

@@ -1,0 +1,137 @@
+"""Batches in a reproducible order: a permutation from seed and epoch that a resumed run can re-enter anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hopecli.data.clip import ClipBatch
+from hopecli.data.store import ClipStore, Sample
+from hopecli.errors import DataError
+
+
+class _Clips(Dataset):
+    """Reads by position; a clip that cannot be read comes back as its error, for the main process to judge."""
+
+    def __init__(self, store: ClipStore, names: Sequence[str]):
+        self.store, self.names = store, tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            return self.store.read(self.names[index])
+        except DataError as error:
+            # A plain DataError survives the way back from a worker process.
+            return DataError(str(error)[len(self.names[index]) + 2 :], where=self.names[index])
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch of the clips that could be read (None when none could), and the errors of the others."""
+
+    clips: ClipBatch | None
+    errors: tuple[DataError, ...] = ()
+
+
+def collate(samples: Sequence[Sample | DataError]) -> LoadedBatch:
+    """Stack samples; the batch keeps the stored feature dtype unless files differ."""
+    good = [s for s in samples if isinstance(s, Sample)]
+    errors = tuple(s for s in samples if isinstance(s, DataError))
+    if not good:
+        return LoadedBatch(None, errors)
+    dtypes = {s.features.dtype for s in good}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    extrinsics = [s.extrinsics for s in good if s.extrinsics is not None]
+    batch = ClipBatch(
+        features=torch.stack([s.features.to(dtype) for s in good]),
+        actions=torch.stack([s.actions for s in good]),
+        states=torch.stack([s.states for s in good]),
+        extrinsics=torch.stack(extrinsics) if extrinsics else None,
+        names=tuple(s.name for s in good),
+    )
+    return LoadedBatch(batch, errors)
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Micro-batches of one epoch for one process, from global step `first_step` of the epoch on.
+
+    Every process walks the same permutation and takes its own slice of each global batch, so no clip is repeated.
+    The last incomplete global batch is dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        clips: int,
+        global_batch: int,
+        seed: int,
+        epoch: int,
+        first_step: int = 0,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if global_batch % (world * accumulate):
+            raise ValueError(
+                f"batch {global_batch} is not a multiple of {world} processes x {accumulate} micro-batches"
+            )
+        self.steps, self.first_step = clips // global_batch, first_step
+        self.global_batch, self.accumulate, self.rank, self.world = global_batch, accumulate, rank, world
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        self.order = torch.randperm(clips, generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.global_batch // self.world
+        micro = share // self.accumulate
+        for step in range(self.first_step, self.steps):
+            start = step * self.global_batch + self.rank * share
+            for part in range(self.accumulate):
+                yield self.order[start + part * micro : start + (part + 1) * micro]
+
+
+class InOrder(Sampler[list[int]]):
+    """Clips in order for evaluation: process r takes batches r, r + world, ...; nothing repeated or dropped."""
+
+    def __init__(self, *, clips: int, batch: int, rank: int = 0, world: int = 1):
+        self.batches = [list(range(i, min(i + batch, clips))) for i in range(0, clips, batch)][rank::world]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def load_batches(
+    store: ClipStore, names: Sequence[str], batches: Sampler[list[int]], *, pin_memory: bool
+) -> Iterator[LoadedBatch]:
+    """Read batches with `data.workers` processes (at most the machine's cores), each holding at most one batch."""
+    workers = min(store.settings.workers, os.cpu_count() or 1)
+    loader = DataLoader(
+        _Clips(store, names),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        prefetch_factor=1 if workers else None,
+        # Reading is numpy on mapped files: fork is safe and spares a second import of torch per worker.
+        persistent_workers=False,
+    )
+    return iter(loader)
+
+
+def require_all(loaded: LoadedBatch) -> ClipBatch:
+    """The batch when every clip was read; otherwise the first clip's error."""
+    if loaded.errors:
+        raise loaded.errors[0]
+    assert loaded.clips is not None
+    return loaded.clips

@@ -1,0 +1,137 @@
+"""Which clips train and which are held out, with fingerprints that recognise a training clip anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hopecli.data.headers import ClipProblem
+from hopecli.data.store import ClipStore
+from hopecli.errors import CheckpointError, DataError
+
+_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clip names of both sides, the clips left out with the reason, and the hash of all of it.
+
+    fingerprints: content hash per clip name of `train`, for recognising these clips in another folder.
+    """
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Changes when any clip changes side, is added, removed or skipped."""
+        text = json.dumps([self.train, self.held_out, self.fingerprints], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The text of split.json."""
+        return json.dumps({"hash": self.hash, **asdict(self)}, indent=1) + "\n"
+
+
+def read_split(path: Path) -> Split:
+    """A run's split.json; CheckpointError when it is damaged."""
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        split = Split(tuple(tree["train"]), tuple(tree["held_out"]), tree["skipped"], tree["fingerprints"])
+        announced = tree["hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"not a readable split.json: {error}", where=str(path), fix="restore the file") from error
+    if announced != split.hash:
+        raise CheckpointError("its hash does not match its content", where=str(path), fix="restore the file")
+    return split
+
+
+def split_ids(ids: Sequence[int], val_split: float) -> tuple[list[int], list[int]]:
+    """The last `val_split` of the existing ids (ascending) are held out, at least one on each side."""
+    held = min(max(1, round(len(ids) * val_split)), len(ids) - 1)
+    return list(ids[: len(ids) - held]), list(ids[len(ids) - held :])
+
+
+def usable_clips(store: ClipStore) -> tuple[dict[int, str], dict[str, str]]:
+    """Selected clips whose headers pass the checks, and the reason for each one left out.
+
+    data.on_short and data.on_error say whether a clip that does not fit is an error; more than data.max_skipped
+    (short ones not counted) is an error in any case.
+    """
+    s = store.settings
+    chosen = store.select()
+    usable: dict[int, str] = {}
+    problems: list[ClipProblem] = []
+    skipped: dict[str, str] = {}
+    defects = 0
+    for number, name in chosen.items():
+        try:
+            store.check(name)
+        except ClipProblem as problem:
+            short = problem.code == "too_few_frames"
+            if (s.on_short if short else s.on_error) == "error":
+                problems.append(problem)
+            defects += not short
+            skipped[name] = f"{problem.code}: {problem.what}"
+        else:
+            usable[number] = name
+    if problems:
+        first = problems[0]
+        more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
+        fix = (first.fix or "fix the clip") + more
+        raise DataError(first.what, where=str(store.folder / first.clip), value=first.value, fix=fix)
+    check_skipped(defects, len(chosen), s.max_skipped, str(store.folder))
+    if not usable:
+        raise DataError("no usable clip is left", where=str(store.folder), value=f"{len(skipped)} skipped")
+    return usable, skipped
+
+
+def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
+    """DataError when more than `allowed` (a share) of `total` clips were left out for a defect."""
+    if bad > allowed * total:
+        raise DataError(
+            f"{bad} of {total} clips cannot be used, more than data.max_skipped allows",
+            where=where,
+            value=allowed,
+            fix="run `hope inspect-data` on the folder, repair it or raise data.max_skipped",
+        )
+
+
+def make_split(store: ClipStore) -> Split:
+    """Check, select and split the folder's clips for training."""
+    usable, skipped = usable_clips(store)
+    if len(usable) < 2:
+        raise DataError(
+            "training needs at least 2 clips, one of them held out",
+            where=str(store.folder),
+            value=f"{len(usable)} usable",
+            fix="add clips or widen data.clip_start and data.clip_end",
+        )
+    train, held_out = split_ids(list(usable), store.settings.val_split)
+    names = tuple(usable[i] for i in train)
+    marks = fingerprints(store, names)
+    return Split(names, tuple(usable[i] for i in held_out), skipped, marks)
+
+
+def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
+    """Content hash of each clip: feature file size, its first and middle 4 KiB, and all action bytes."""
+    return {name: _fingerprint(store, name) for name in names}
+
+
+def _fingerprint(store: ClipStore, name: str) -> str:
+    features, actions, _, _ = store.paths(name)
+    digest = hashlib.blake2b(digest_size=8)
+    with open(features, "rb") as file:
+        size = file.seek(0, 2)
+        digest.update(str(size).encode())
+        for start in (0, size // 2):
+            file.seek(start)
+            digest.update(file.read(_BYTES))
+    digest.update(actions.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,218 @@
+"""Clips on disk: finding, checking and reading them.
+
+data_dir/clip_00001/feature_maps/vjepa2_vitl16.npy    [T*N, D] or [T, N, D] or [T, gh, gw, D]; float16 or float32
+data_dir/clip_00001/actions_states/actions.npy        [T_original, A]
+data_dir/clip_00001/actions_states/states.npy         optional [T_original, A]
+data_dir/clip_00001/actions_states/extrinsics.npy     optional [T_original or T, A-1]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hopecli.config.schema import DataSettings
+from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, original_row_counts
+from hopecli.data.headers import ArrayHeader, ClipProblem, map_array, read_header
+from hopecli.errors import DataError
+
+CLIP_NAME = re.compile(r"clip_(\d+)$")
+EXPECTED_TREE = (
+    "expected DIR/clip_00001/feature_maps/<feature_map>.npy [T*N, D] and "
+    "DIR/clip_00001/actions_states/actions.npy [T_original, A]"
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip: features [T, N, D] in the stored dtype, actions [T-1, A], states [T-1, A], extrinsics or None."""
+
+    name: str
+    features: torch.Tensor
+    actions: torch.Tensor
+    states: torch.Tensor
+    extrinsics: torch.Tensor | None
+
+
+def clip_names(folder: Path) -> dict[int, str]:
+    """Clip folders by numeric id, in ascending order; DataError when the folder or its clips are missing."""
+    if not folder.is_dir():
+        raise DataError("no such folder of clips", where=str(folder), fix=EXPECTED_TREE)
+    found: dict[int, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            match = CLIP_NAME.match(entry.name)
+            if match is None or not entry.is_dir():
+                continue
+            number = int(match.group(1))
+            if number in found:
+                names = f"{found[number]} and {entry.name}"
+                raise DataError("two clips have the same id", where=str(folder), value=names, fix="rename one of them")
+            found[number] = entry.name
+    if not found:
+        raise DataError("no clip_NNNNN folders in it", where=str(folder), fix=EXPECTED_TREE)
+    return dict(sorted(found.items()))
+
+
+class ClipStore:
+    """Reads clips of one folder under the data settings; holds paths only, so it is cheap to send to workers."""
+
+    def __init__(self, folder: Path, settings: DataSettings, *, use_extrinsics: bool):
+        self.folder, self.settings, self.use_extrinsics = folder, settings, use_extrinsics
+
+    def select(self) -> dict[int, str]:
+        """Clips with clip_start <= id < clip_end, ascending."""
+        s = self.settings
+        names = clip_names(self.folder)
+        chosen = {
+            i: name
+            for i, name in names.items()
+            if (s.clip_start is None or i >= s.clip_start) and (s.clip_end is None or i < s.clip_end)
+        }
+        if not chosen:
+            raise DataError(
+                f"no clip has an id in [{s.clip_start}, {s.clip_end})",
+                where=str(self.folder),
+                value=f"ids {min(names)} to {max(names)}",
+                fix="change data.clip_start or data.clip_end",
+            )
+        return chosen
+
+    def paths(self, name: str) -> tuple[Path, Path, Path, Path]:
+        """Feature, action, state and extrinsics files of a clip; the last two are optional."""
+        rows = self.folder / name / "actions_states"
+        features = self.folder / name / "feature_maps" / f"{self.settings.feature_map}.npy"
+        return features, rows / "actions.npy", rows / "states.npy", rows / "extrinsics.npy"
+
+    def check(self, name: str) -> int:
+        """Check a clip's headers against the settings and return its number of encoded frames T."""
+        features, actions, states, extrinsics = self.paths(name)
+        frames = self._feature_frames(name, read_header(features, clip=name))
+        if frames < self.settings.num_timesteps:
+            raise ClipProblem(
+                "too_few_frames",
+                f"has {frames} encoded frames, fewer than data.num_timesteps = {self.settings.num_timesteps}",
+                clip=name,
+                fix="lower data.num_timesteps or set data.on_short=skip",
+            )
+        width, alignment = self.settings.action_dim, self.settings.action_alignment
+        accepted = accepted_action_rows(alignment, frames)
+        self._rows(name, read_header(actions, clip=name), "actions", width, accepted, f"action_alignment {alignment}")
+        frame_rows = (*original_row_counts(frames), frames - 1, frames)
+        if states.exists():
+            self._rows(name, read_header(states, clip=name), "states", width, frame_rows, "the state encoder")
+        if self.use_extrinsics:
+            header = read_header(extrinsics, clip=name)
+            self._rows(name, header, "extrinsics", width - 1, frame_rows, "the extrinsics encoder")
+        return frames
+
+    def read(self, name: str) -> Sample:
+        """Check and read one clip: the first num_timesteps frames and their transitions."""
+        frames = self.check(name)
+        s = self.settings
+        steps = s.num_timesteps - 1
+        features_path, _, states_path, extrinsics_path = self.paths(name)
+        mapped = map_array(features_path, read_header(features_path, clip=name))
+        patches = s.grid * s.grid
+        used = mapped[: s.num_timesteps * patches] if mapped.ndim == 2 else mapped[: s.num_timesteps]
+        features = np.array(used).reshape(s.num_timesteps, patches, s.embed_dim)
+        actions = self._aligned(name)
+        states = np.zeros_like(actions)
+        if states_path.exists():
+            states = align_per_frame(self._load(states_path, name), frames=frames, transitions=steps)
+        extrinsics = None
+        if self.use_extrinsics:
+            rows = align_per_frame(self._load(extrinsics_path, name), frames=frames, transitions=steps)
+            extrinsics = torch.from_numpy(rows)
+        for what, values in (("features", features), ("actions", actions), ("states", states)):
+            # A sum in float32 is one cheap pass, and is finite exactly when float16 or sane float32 values are.
+            if not np.isfinite(values.sum(dtype=np.float64)):
+                raise ClipProblem(
+                    "not_finite", f"{what} hold NaN or infinite values", clip=name, fix="encode the clip again"
+                )
+        return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
+
+    def read_actions(self, name: str) -> torch.Tensor:
+        """The aligned actions [T-1, A] of a clip alone."""
+        return torch.from_numpy(self._aligned(name))
+
+    def _aligned(self, name: str) -> np.ndarray:
+        s = self.settings
+        rows = self._load(self.paths(name)[1], name)
+        return align_actions(
+            rows, alignment=s.action_alignment, reduce=s.action_reduce, transitions=s.num_timesteps - 1
+        )
+
+    @staticmethod
+    def _load(path: Path, name: str) -> np.ndarray:
+        return np.asarray(map_array(path, read_header(path, clip=name)))
+
+    def _feature_frames(self, name: str, header: ArrayHeader) -> int:
+        s, shape = self.settings, header.shape
+        patches = s.grid * s.grid
+        if header.dtype not in (np.float16, np.float32):
+            raise ClipProblem(
+                "float64" if header.dtype == np.float64 else "odd_dtype",
+                "features must be float16 or float32",
+                clip=name,
+                value=str(header.dtype),
+                fix="save them as float16",
+            )
+        if len(shape) not in (2, 3, 4):
+            raise ClipProblem(
+                "odd_shape", "features must be [T*N, D], [T, N, D] or [T, gh, gw, D]", clip=name, value=list(shape)
+            )
+        if shape[-1] != s.embed_dim:
+            raise ClipProblem(
+                "feature_width",
+                f"features have width {shape[-1]}, but data.embed_dim = {s.embed_dim}",
+                clip=name,
+                value=list(shape),
+                fix=f"set data.embed_dim={shape[-1]} or use the encoder the settings expect",
+            )
+        if len(shape) == 2 and shape[0] % patches:
+            raise ClipProblem(
+                "not_divisible",
+                f"{shape[0]} feature rows are not a multiple of N = {patches} patches",
+                clip=name,
+                value=list(shape),
+                fix="set data.grid to the encoder's grid",
+            )
+        found = (s.grid, s.grid) if len(shape) == 2 else shape[1:-1]
+        wanted = {(patches,), (s.grid, s.grid)}
+        if found not in wanted:
+            raise ClipProblem(
+                "grid",
+                f"features have {'x'.join(map(str, found))} patches, but data.grid = {s.grid} means {patches}",
+                clip=name,
+                value=list(shape),
+                fix="set data.grid to the encoder's grid",
+            )
+        return shape[0] // patches if len(shape) == 2 else shape[0]
+
+    def _rows(
+        self, name: str, header: ArrayHeader, what: str, width: int, accepted: tuple[int, ...], asked_by: str
+    ) -> None:
+        shape = header.shape
+        if header.dtype.kind not in "fiu":
+            raise ClipProblem(
+                f"{what}_dtype",
+                f"{what} must be numbers",
+                clip=name,
+                value=str(header.dtype),
+                fix="save them as float32",
+            )
+        if len(shape) == 2 and shape[1] == width and shape[0] in accepted:
+            return
+        shapes = " or ".join(f"[{rows}, {width}]" for rows in sorted(set(accepted)))
+        raise ClipProblem(
+            f"{what}_shape",
+            f"{what} have shape {list(shape)}; {asked_by} accepts {shapes}",
+            clip=name,
+            fix="see data.action_alignment and data.action_dim" if what == "actions" else "check the file",
+        )

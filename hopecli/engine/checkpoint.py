@@ -1,0 +1,166 @@
+"""Checkpoints: model.safetensors with the settings in its metadata, and the trainer's state beside it.
+
+A checkpoint folder is written under a temporary name and renamed, so that it is whole or absent. Nothing is unpickled:
+weights are safetensors, the trainer's state is read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hopecli.errors import CheckpointError
+
+WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
+_FORMAT = "hopecli-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights with the settings they were trained under.
+
+    path: the .safetensors file. run_dir: the run directory it belongs to, None for a file on its own.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    settings: dict[str, Any]
+    info: dict[str, Any]
+    run_dir: Path | None
+
+
+def write_weights(
+    path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any], info: Mapping[str, Any]
+) -> None:
+    """Write one .safetensors file, atomically, with settings and info (step, epoch, ...) in its metadata."""
+    metadata = {"format": _FORMAT, "settings": json.dumps(settings), "info": json.dumps(info)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    info: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint folder beside its final name, then swap it in; the one before stays until that moment."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write_weights(temporary / WEIGHTS, weights, settings, info)
+        torch.save(dict(trainer), temporary / TRAINER)
+        _swap_in(temporary, folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be written: {error}", where=str(folder), fix="free disk space, then --resume"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def duplicate_checkpoint(source: Path, target: Path) -> None:
+    """The same checkpoint under a second name, by hard links where the file system has them."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for file in source.iterdir():
+        try:
+            os.link(file, temporary / file.name)
+        except OSError:
+            shutil.copy2(file, temporary / file.name)
+    _swap_in(temporary, target)
+
+
+def _swap_in(temporary: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_old(checkpoints: Path, keep_last: int | None) -> None:
+    """Delete all but the newest `keep_last` epoch checkpoints."""
+    kept = sorted(checkpoints.glob("epoch_*"))
+    for folder in kept[: len(kept) - keep_last] if keep_last is not None else []:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_weights(given: str) -> tuple[Path, Path | None]:
+    """The .safetensors file of a run directory, a checkpoint directory or a file, and its run directory."""
+    path = Path(given)
+    candidates = [
+        path if path.is_file() else None,
+        path / WEIGHTS,
+        path / "checkpoints" / "last" / WEIGHTS,
+        path / "checkpoints" / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
+    ]
+    file = next((c for c in candidates if c is not None and c.is_file()), None)
+    if file is None:
+        found = "no such file or directory" if not path.exists() else "no checkpoint in it"
+        raise CheckpointError(
+            found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
+        )
+    return file, next((p for p in file.resolve().parents if (p / "config.yaml").is_file()), None)
+
+
+def load_checkpoint(given: str) -> Checkpoint:
+    """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file."""
+    file, run_dir = find_weights(given)
+    try:
+        with safe_open(file, framework="pt") as archive:
+            metadata = archive.metadata() or {}
+            weights = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"not a readable .safetensors file: {error}", where=str(file), fix="use another checkpoint of the run"
+        ) from error
+    try:
+        settings, info = json.loads(metadata["settings"]), json.loads(metadata["info"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            "was not written by hopecli: its metadata holds no settings", where=str(file), fix="train with `hope train`"
+        ) from error
+    return Checkpoint(file, weights, settings, info, run_dir)
+
+
+def load_trainer(folder: Path) -> dict[str, Any]:
+    """The trainer's state of a checkpoint folder (weights_only)."""
+    try:
+        state: dict[str, Any] = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{TRAINER} cannot be read: {error}", where=str(folder), fix="resume from another checkpoint"
+        ) from error
+    return state
+
+
+def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Strictly load the weights; CheckpointError naming the keys that do not fit."""
+    try:
+        model.load_state_dict(checkpoint.weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            "its weights do not fit the model its settings describe: " + " ".join(str(error).split())[:400],
+            where=str(checkpoint.path),
+            fix="use the file with the settings it was written with",
+        ) from error

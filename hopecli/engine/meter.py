@@ -1,0 +1,87 @@
+"""Losses and times of the steps since the last report, read from the device in one go."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hopecli.engine.results import StepRecord
+from hopecli.engine.runtime import Runtime
+from hopecli.engine.train_step import StepTensors
+from hopecli.errors import DivergedError
+
+
+@dataclass
+class _Entry:
+    step: int
+    epoch: int
+    lr: float
+    tensors: StepTensors
+    data_seconds: float
+
+
+class Meter:
+    """Collects steps on the device; `flush` reduces them over processes and turns them into records."""
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+        self.pending: list[_Entry] = []
+        self.started = time.perf_counter()
+        self.clips = 0
+        self.seconds = 0.0
+        self.last_loss: float | None = None
+
+    def restart_clock(self) -> None:
+        """Forget the time since the last flush (validation and saving are not training time)."""
+        self.started = time.perf_counter()
+
+    def add(self, step: int, epoch: int, lr: float, tensors: StepTensors, data_seconds: float) -> None:
+        """One finished step."""
+        self.pending.append(_Entry(step, epoch, lr, tensors, data_seconds))
+
+    def flush(self) -> list[StepRecord]:
+        """Records of all pending steps; DivergedError when a loss or gradient norm is not finite."""
+        if not self.pending:
+            return []
+        table = torch.stack([entry.tensors.values for entry in self.pending])  # [steps, 4]
+        values = (self.runtime.sum(table) / self.runtime.world).tolist()
+        elapsed = time.perf_counter() - self.started
+        clips = sum(entry.tensors.clips for entry in self.pending) * self.runtime.world
+        self.clips, self.seconds = self.clips + clips, self.seconds + elapsed
+        per_step = elapsed / len(self.pending)
+        records = [
+            StepRecord(
+                step=entry.step,
+                epoch=entry.epoch,
+                loss=row[0],
+                loss_teacher=row[1],
+                loss_rollout=row[2],
+                lr=entry.lr,
+                grad_norm=row[3],
+                clips_per_second=clips / elapsed,
+                data_seconds=entry.data_seconds,
+                step_seconds=max(0.0, per_step - entry.data_seconds),
+            )
+            for entry, row in zip(self.pending, values, strict=True)
+        ]
+        self.pending.clear()
+        self.restart_clock()
+        self.last_loss = records[-1].loss
+        return records
+
+
+def check_finite(records: list[StepRecord], *, scaled: bool) -> None:
+    """DivergedError naming the first step whose loss is not finite (or gradient norm, unless a loss scaler may
+    overflow on purpose and skip the step)."""
+    for record in records:
+        bad_norm = not math.isfinite(record.grad_norm) and not scaled
+        if not math.isfinite(record.loss) or bad_norm:
+            what = "the loss" if not math.isfinite(record.loss) else "the gradient norm"
+            raise DivergedError(
+                f"{what} is not finite at step {record.step}",
+                value=f"loss {record.loss}, gradient norm {record.grad_norm}, lr {record.lr:g}",
+                fix="lower optimizer.lr or optimizer.grad_clip and start again; the last checkpoint is from before",
+            )

@@ -1,0 +1,126 @@
+"""Parameter groups, and AdamW whose groups may step less often than the training loop.
+
+A group with period k takes its step on every k-th training step, on the mean of the gradients since its last one, and
+is untouched in between. Source: Nested Learning (Behrouz et al. 2025), Eq. 31.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hopecli.config.schema import HopeSettings, ModelSettings, OptimizerSettings
+from hopecli.models.protocol import PredictorModule
+
+
+@dataclass(frozen=True)
+class Group:
+    """Named parameters that share a learning-rate scale, weight decay and update period."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr_scale: float
+    weight_decay: float
+    period: int = 1
+
+
+def parameter_groups(model: PredictorModule, settings: OptimizerSettings, model_settings: ModelSettings) -> list[Group]:
+    """Memories, CMS levels and the rest; no weight decay on biases, norms and 1-D parameters.
+
+    The groups are proved complete and disjoint over the trainable parameters.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    special: dict[int, tuple[str, float, float, int]] = {}
+    if isinstance(model_settings, HopeSettings):
+        from hopecli.models.hope.predictor import HopePredictor
+
+        assert isinstance(model, HopePredictor)
+        for p in model.memory_parameters():
+            special[id(p)] = ("memories", settings.titan_lr_scale, settings.memory_weight_decay, 1)
+        for level, period in enumerate(model_settings.cms_update_periods):
+            for p in model.cms_parameters(level):
+                special[id(p)] = (f"cms_{level}", settings.cms_lr_scale, settings.weight_decay, period)
+    members: dict[tuple[str, float, float, int], list[nn.Parameter]] = {}
+    for _, p in named:
+        name, scale, decay, period = special.get(id(p), ("rest", 1.0, settings.weight_decay, 1))
+        if p.dim() < 2:
+            name, decay = f"{name}_no_decay", 0.0
+        members.setdefault((name, scale, decay, period), []).append(p)
+    groups = [Group(name, ps, scale, decay, period) for (name, scale, decay, period), ps in members.items()]
+    listed = [id(p) for group in groups for p in group.parameters]
+    assert len(listed) == len(set(listed)), "a parameter is in two groups"
+    assert set(listed) == {id(p) for _, p in named}, "the groups do not cover the trainable parameters"
+    return groups
+
+
+class PeriodicAdamW(torch.optim.AdamW):
+    """AdamW over groups with update periods; the gradients a group has accumulated are part of its state_dict."""
+
+    def __init__(self, groups: Iterable[Group], settings: OptimizerSettings, *, fused: bool):
+        super().__init__(
+            [
+                {
+                    "params": group.parameters,
+                    "weight_decay": group.weight_decay,
+                    "lr_scale": group.lr_scale,
+                    "period": group.period,
+                    "waited": 0,
+                    "name": group.name,
+                }
+                for group in groups
+            ],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=fused,
+        )
+        self.accumulated: dict[int, list[Tensor]] = {}
+
+    def set_learning_rate(self, lr: float) -> None:
+        """The schedule's value for this step; each group multiplies it by its scale."""
+        for group in self.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """One training step: groups that are not due only accumulate their gradients."""
+        for index, group in enumerate(self.param_groups):
+            if group["period"] > 1:
+                self._hold(index, group)
+        return super().step(closure)
+
+    def _hold(self, index: int, group: dict[str, Any]) -> None:
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group["params"]]
+        sums = self.accumulated.get(index)
+        if sums is None:
+            sums = [g.clone() for g in gradients]
+        else:
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.add_(gradient)
+        group["waited"] += 1
+        due = group["waited"] == group["period"]
+        for p, total in zip(group["params"], sums, strict=True):
+            p.grad = total / group["period"] if due else None
+        if due:
+            group["waited"] = 0
+            self.accumulated.pop(index, None)
+        else:
+            self.accumulated[index] = sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state and the gradients waiting for their group's turn."""
+        return {**super().state_dict(), "accumulated": self.accumulated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both; groups must be the same."""
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "accumulated"})
+        self.accumulated = {
+            int(index): [
+                t.to(p.device, copy=True) for t, p in zip(sums, self.param_groups[int(index)]["params"], strict=True)
+            ]
+            for index, sums in state_dict["accumulated"].items()
+        }

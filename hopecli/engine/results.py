@@ -1,0 +1,141 @@
+"""What the engine hands out: plain dataclasses that become JSON. None means not measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step; losses are means over the global batch, `loss` is the curriculum's weighted sum."""
+
+    step: int
+    epoch: int
+    loss: float
+    loss_teacher: float
+    loss_rollout: float
+    lr: float
+    grad_norm: float
+    clips_per_second: float
+    data_seconds: float
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """Held-out losses after `step` steps, never weighted by the curriculum. Lists run over the rollout horizon."""
+
+    step: int
+    epoch: int
+    clips: int
+    loss_teacher: float
+    loss_rollout: float
+    rollout_per_horizon: list[float]
+    copy_last: float
+    copy_last_per_horizon: list[float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DiagnosticsRecord:
+    """Memory diagnostics of HOPE at one step: name -> value."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What `hope train` reports at the end."""
+
+    run_dir: str
+    preset: str
+    model: str
+    parameters: int
+    device: str
+    precision: str
+    steps: int
+    epochs: int
+    train_clips: int
+    held_out_clips: int
+    seconds: float
+    clips_per_second: float | None
+    loss: float | None
+    validation: ValidationRecord | None
+    skipped_clips: int = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over clips with its 95 % bootstrap interval; low and high are None with fewer than two clips."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One predictor on the clips, over all horizons and per horizon. Lists run over the rollout horizon.
+
+    l1: mean |p - h| in the normalised space. relative: l1 / copy-first-frame l1. cosine: mean over patches.
+    error_to_signal: l1 / std of the target in the same space.
+    """
+
+    name: str
+    l1: Interval
+    l1_per_horizon: list[Interval]
+    relative: float | None
+    relative_per_horizon: list[float | None]
+    cosine: Interval
+    cosine_per_horizon: list[Interval]
+    error_to_signal: float | None
+    error_to_signal_per_horizon: list[float | None]
+
+
+@dataclass(frozen=True)
+class EvalResults:
+    """What `hope eval` writes to results.json; rows: model, copy_last, zero_action, shuffled_action."""
+
+    checkpoint: str
+    data: str
+    model: str
+    parameters: int
+    clips: int
+    clips_from: str
+    overlap_with_training: int | None
+    context_frames: int
+    T_rollout: int
+    normalize_reps: bool
+    device: str
+    precision: str
+    rows: list[EvalRow]
+    loss_teacher: Interval | None
+    action_sensitivity: Interval | None
+    action_sensitivity_relative: float | None
+    ratio_to_copy_last: float | None
+    seconds: float
+    worst_clips: list[str] = field(default_factory=list)
+    skipped_clips: dict[str, str] = field(default_factory=dict)
+
+    def row(self, name: str) -> EvalRow | None:
+        """The row of that name."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def to_tree(result: Any) -> dict[str, Any]:
+    """A dataclass as a JSON-able mapping; non-finite floats become None, since JSON has none."""
+    return _clean(dataclasses.asdict(result))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,100 @@
+"""Per-clip errors of a rollout and its baselines, and what is reported of them.
+
+Shapes: n clips, H rollout steps. All errors are in the normalised space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hopecli.engine.results import EvalRow, Interval
+
+
+@dataclass
+class ClipScores:
+    """What is measured of each clip: arrays grow batch by batch.
+
+    names [n]; l1 and cosine per row name [n, H]; copy_first [n, H]: mean |h_0 - h_t|;
+    target_std [n, H]: std of the target frame; teacher [n]: teacher-forced loss.
+    """
+
+    names: list[str] = field(default_factory=list)
+    l1: dict[str, list[list[float]]] = field(default_factory=dict)
+    cosine: dict[str, list[list[float]]] = field(default_factory=dict)
+    copy_first: list[list[float]] = field(default_factory=list)
+    target_std: list[list[float]] = field(default_factory=list)
+    teacher: list[float] = field(default_factory=list)
+
+    def add(self, row: str, prediction: Tensor, target: Tensor) -> None:
+        """Errors of predictions [B, H, N, D] against targets of the same shape."""
+        error, cosine = frame_errors(prediction, target)
+        self.l1.setdefault(row, []).extend(error.tolist())
+        self.cosine.setdefault(row, []).extend(cosine.tolist())
+
+    def array(self, row: str) -> np.ndarray:
+        """l1 of a row [n, H]."""
+        return np.asarray(self.l1[row], dtype=np.float64)
+
+
+def frame_errors(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and cosine similarity per clip and frame, each [B, H], of [B, H, N, D]."""
+    l1 = (prediction - target).abs().mean(dim=(-2, -1))
+    return l1.cpu(), F.cosine_similarity(prediction, target, dim=-1).mean(dim=-1).cpu()
+
+
+def interval(values: np.ndarray, weights: np.ndarray | None) -> Interval:
+    """Mean of values [n] with the 95 % percentile interval over bootstrap `weights` [S, n] (rows sum to 1)."""
+    mean = float(values.mean())
+    if weights is None:
+        return Interval(mean, None, None)
+    low, high = np.percentile(weights @ values, [2.5, 97.5])
+    return Interval(mean, float(low), float(high))
+
+
+def bootstrap_weights(clips: int, *, samples: int, seed: int) -> np.ndarray | None:
+    """Resampling weights over clips [S, n] in float32, the same for all rows so that intervals are paired.
+
+    None with fewer than two clips. The number of resamples is lowered where the table would exceed 400 MB.
+    """
+    if clips < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    samples = max(100, min(samples, 100_000_000 // clips))
+    weights = np.empty((samples, clips), np.float32)
+    for i in range(samples):
+        weights[i] = np.bincount(generator.integers(0, clips, clips), minlength=clips) / clips
+    return weights
+
+
+def summarise_row(scores: ClipScores, row: str, weights: np.ndarray | None) -> EvalRow:
+    """Means over clips with intervals, over all horizons and per horizon."""
+    l1, cosine = scores.array(row), np.asarray(scores.cosine[row], dtype=np.float64)
+    first = np.asarray(scores.copy_first).mean(axis=0)
+    std = np.asarray(scores.target_std).mean(axis=0)
+    per_horizon = l1.mean(axis=0)
+    return EvalRow(
+        name=row,
+        l1=interval(l1.mean(axis=1), weights),
+        l1_per_horizon=[interval(column, weights) for column in l1.T],
+        relative=_ratio(per_horizon.mean(), first.mean()),
+        relative_per_horizon=[_ratio(a, b) for a, b in zip(per_horizon, first, strict=True)],
+        cosine=interval(cosine.mean(axis=1), weights),
+        cosine_per_horizon=[interval(column, weights) for column in cosine.T],
+        error_to_signal=_ratio(per_horizon.mean(), std.mean()),
+        error_to_signal_per_horizon=[_ratio(a, b) for a, b in zip(per_horizon, std, strict=True)],
+    )
+
+
+def _ratio(value: float, base: float) -> float | None:
+    return float(value / base) if base > 0.0 else None
+
+
+def target_spread(target: Tensor) -> list[list[float]]:
+    """Standard deviation of each target frame [B, H] over its patches and features, from [B, H, N, D]."""
+    spread: list[list[float]] = torch.std(target.flatten(2), dim=-1).tolist()
+    return spread

@@ -1,0 +1,258 @@
+"""The training loop: step, log, evaluate, save. The maths is in train_step()."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hopecli.config.explain import to_tree
+from hopecli.config.schema import Settings
+from hopecli.data.clip import ClipBatch
+from hopecli.data.loader import EpochBatches, load_batches
+from hopecli.data.split import Split, check_skipped
+from hopecli.data.store import ClipStore
+from hopecli.engine.checkpoint import duplicate_checkpoint, load_trainer, remove_old, save_checkpoint
+from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
+from hopecli.engine.meter import Meter, check_finite
+from hopecli.engine.optim import PeriodicAdamW, parameter_groups
+from hopecli.engine.results import TrainSummary, ValidationRecord
+from hopecli.engine.runtime import Runtime
+from hopecli.engine.signals import stop_on_signal
+from hopecli.engine.sink import Sink
+from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
+from hopecli.errors import DataError, SettingsError, StoppedError
+from hopecli.models.build import count_parameters
+from hopecli.models.protocol import PredictorModule
+from hopecli.objectives.schedules import learning_rate, phase_at
+
+
+@dataclass
+class TrainJob:
+    """Everything a run needs, built by the command. `resume_from` is the checkpoint folder to go on from."""
+
+    preset: str
+    settings: Settings
+    runtime: Runtime
+    store: ClipStore
+    split: Split
+    model: PredictorModule
+    run_dir: Path
+    sink: Sink
+    resume_from: Path | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches per epoch; the last incomplete one is dropped."""
+        return steps_per_epoch(self.settings, len(self.split.train), self.runtime.world)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.settings.training.epochs
+
+
+def steps_per_epoch(settings: Settings, clips: int, world: int) -> int:
+    """Global steps per epoch; SettingsError when the batch does not fit the clips or the processes."""
+    batch, parts = settings.data.batch_size, world * settings.training.accumulate
+    if batch % parts:
+        raise SettingsError(
+            f"must be a multiple of {world} processes x training.accumulate {settings.training.accumulate}",
+            where="data.batch_size",
+            value=batch,
+            fix=f"use {max(1, batch // parts) * parts}",
+        )
+    if batch > clips:
+        raise SettingsError(
+            f"is larger than the {clips} training clips",
+            where="data.batch_size",
+            value=batch,
+            fix=f"use at most {clips}",
+        )
+    return clips // batch
+
+
+def train(job: TrainJob) -> TrainSummary:
+    """Train to the end, or until a signal: then save and raise StoppedError."""
+    s, run = job.settings, _Trainer(job)
+    first = run.step
+    job.sink.begin(first_step=first, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
+    started = time.perf_counter()
+    validation = None
+    with stop_on_signal() as stop:
+        for epoch in range(first // job.steps_per_epoch, s.training.epochs):
+            phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
+            for batches, data_seconds in run.batches(epoch):
+                lr = run.set_learning_rate()
+                seed_step(s.training.seed, run.step, job.runtime.rank)
+                tensors = train_step(
+                    run.objective, run.optimizer, batches, phase, runtime=job.runtime, grad_clip=s.optimizer.grad_clip
+                )
+                run.step += 1
+                run.meter.add(run.step, epoch, lr, tensors, data_seconds)
+                job.sink.tick(run.step)
+                if run.step % s.logging.log_every == 0:
+                    run.log()
+                if job.runtime.any(bool(stop)):
+                    run.log()
+                    run.save(epoch, keep=False)
+                    raise StoppedError(
+                        f"stopped by {stop.signal_name or 'a signal'} after step {run.step} of {job.total_steps}; "
+                        "the checkpoint is saved",
+                        fix=f"go on with: hope train --resume {job.run_dir}",
+                    )
+            run.log()
+            if _due(s.training.evaluate_every, epoch, s.training.epochs):
+                validation = run.validate(epoch)
+            run.save(epoch, keep=_due(s.training.save_every, epoch, s.training.epochs) and s.training.save_every > 0)
+            run.meter.restart_clock()
+    return run.summary(time.perf_counter() - started, validation)
+
+
+def _due(every: int, epoch: int, epochs: int) -> bool:
+    return epoch == epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
+
+
+class _Trainer:
+    """The moving parts of one run."""
+
+    def __init__(self, job: TrainJob):
+        self.job, s = job, job.settings
+        self.step = 0
+        accelerator = job.runtime.accelerator
+        if not any(p.requires_grad for p in job.model.parameters()):
+            raise SettingsError(
+                "has no parameters to train", where="model.kind", value=s.model.kind, fix="evaluate it with `hope eval`"
+            )
+        self.job.model.train()
+        groups = parameter_groups(job.model, s.optimizer, s.model)
+        # The fused step applies the loss scaler inside its kernel, after a slow group's gradients were put aside.
+        self.raw_optimizer = PeriodicAdamW(groups, s.optimizer, fused=job.runtime.choice.precision != "fp16")
+        self.objective, self.optimizer = accelerator.prepare(
+            TrainingObjective(job.model, s.objective), self.raw_optimizer
+        )
+        if job.resume_from is not None:
+            state = load_trainer(job.resume_from)
+            self.raw_optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+            if accelerator.scaler is not None and state["scaler"] is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
+        self.meter = Meter(job.runtime)
+        o = s.objective
+        self.plan = EvalPlan(
+            context_frames=o.context_frames,
+            horizon=s.data.num_timesteps - o.context_frames,
+            T_teacher=o.T_teacher,
+            normalize_reps=o.normalize_reps,
+        )
+
+    def set_learning_rate(self) -> float:
+        """The schedule's learning rate for the step to come."""
+        s = self.job.settings
+        lr = learning_rate(
+            self.step,
+            total_steps=self.job.total_steps,
+            lr=s.optimizer.lr,
+            warmup_start_lr=s.schedule.warmup_start_lr,
+            final_lr=s.schedule.final_lr,
+            warmup_pct=s.schedule.warmup_pct,
+            decay_pct=s.schedule.decay_pct,
+        )
+        self.raw_optimizer.set_learning_rate(lr)
+        return lr
+
+    def batches(self, epoch: int) -> Iterator[tuple[list[ClipBatch], float]]:
+        """Micro-batches of each remaining step of an epoch and the seconds spent waiting for them."""
+        job, s = self.job, self.job.settings
+        sampler = EpochBatches(
+            clips=len(job.split.train),
+            global_batch=s.data.batch_size,
+            seed=s.training.seed,
+            epoch=epoch,
+            first_step=self.step - epoch * job.steps_per_epoch,
+            accumulate=s.training.accumulate,
+            rank=job.runtime.rank,
+            world=job.runtime.world,
+        )
+        loader = load_batches(job.store, job.split.train, sampler, pin_memory=job.runtime.pin_memory)
+        for _ in range(len(sampler) // s.training.accumulate):
+            waiting = time.perf_counter()
+            loaded = [next(loader) for _ in range(s.training.accumulate)]
+            for error in (error for part in loaded for error in part.errors):
+                self._skip(error)
+            clips = [part.clips for part in loaded if part.clips is not None]
+            if not clips:
+                raise DataError("no clip of a whole batch could be read", where=str(job.store.folder))
+            yield clips, time.perf_counter() - waiting
+
+    def _skip(self, error: DataError) -> None:
+        job, d = self.job, self.job.settings.data
+        if d.on_error == "error" or job.runtime.world > 1:
+            raise error
+        name = error.where or str(error)
+        if name not in job.skipped:
+            job.skipped[name] = error.what
+            job.sink.message(f"skipping {error}")
+            check_skipped(len(job.skipped), len(job.split.train), d.max_skipped, str(job.store.folder))
+
+    def log(self) -> None:
+        """Send pending steps to the sink, then stop if one diverged."""
+        records = self.meter.flush()
+        self.job.sink.steps(records)
+        check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
+
+    def validate(self, epoch: int) -> ValidationRecord:
+        """Score the held-out clips."""
+        job, started = self.job, time.perf_counter()
+        size = max(1, job.settings.data.batch_size // (job.runtime.world * job.settings.training.accumulate))
+        scores = score_clips(job.model, job.store, job.split.held_out, self.plan, job.runtime, batch_size=size)
+        record = validation_record(scores, step=self.step, epoch=epoch, seconds=time.perf_counter() - started)
+        job.sink.validation(record)
+        return record
+
+    def save(self, epoch: int, *, keep: bool) -> None:
+        """Write `last`, and beside it epoch_NNNN when this one is kept."""
+        job = self.job
+        if job.runtime.is_main:
+            folder = job.run_dir / "checkpoints"
+            scaler = job.runtime.accelerator.scaler
+            trainer: dict[str, Any] = {
+                "step": self.step,
+                "optimizer": self.raw_optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            save_checkpoint(
+                folder / "last",
+                weights=job.model.state_dict(),
+                settings=to_tree(job.settings),
+                info={"preset": job.preset, "step": self.step, "epoch": epoch, "split": job.split.hash},
+                trainer=trainer,
+            )
+            if keep:
+                duplicate_checkpoint(folder / "last", folder / f"epoch_{epoch + 1:04d}")
+                remove_old(folder, job.settings.training.keep_last)
+        job.runtime.barrier()
+
+    def summary(self, seconds: float, validation: ValidationRecord | None) -> TrainSummary:
+        """What the run came to."""
+        job, m = self.job, self.meter
+        return TrainSummary(
+            run_dir=str(job.run_dir),
+            preset=job.preset,
+            model=job.settings.model.kind,
+            parameters=count_parameters(job.model),
+            device=job.runtime.choice.device,
+            precision=job.runtime.choice.precision,
+            steps=self.step,
+            epochs=job.settings.training.epochs,
+            train_clips=len(job.split.train),
+            held_out_clips=len(job.split.held_out),
+            seconds=seconds,
+            clips_per_second=m.clips / m.seconds if m.seconds > 0 else None,
+            loss=m.last_loss,
+            validation=validation,
+            skipped_clips=len(job.split.skipped) + len(job.skipped),
+        )

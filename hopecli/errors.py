@@ -1,0 +1,66 @@
+"""Every error a user can cause, each with its exit code.
+
+A message says what is wrong, where, the value found and how to fix it.
+"""
+
+from __future__ import annotations
+
+
+class HopeError(Exception):
+    """An error with a one-line message for the user.
+
+    what: the problem. where: file, clip or key. value: what was found. fix: what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, value: object | None = None, fix: str | None = None):
+        self.what, self.where, self.value, self.fix = what, where, value, fix
+        text = what if where is None else f"{where}: {what}"
+        if value is not None:
+            text += f" (got {value!r})" if isinstance(value, str) else f" (got {value})"
+        if fix is not None:
+            text += f". {fix[0].upper()}{fix[1:]}"
+        super().__init__(text)
+
+
+class SettingsError(HopeError):
+    """A preset, an override or a command-line option is wrong."""
+
+    exit_code = 2
+
+
+class DataError(HopeError):
+    """Clips are missing, malformed or do not fit the settings."""
+
+    exit_code = 3
+
+
+class CheckpointError(HopeError):
+    """A checkpoint or run directory is missing, damaged or does not fit."""
+
+    exit_code = 4
+
+
+class DeviceError(HopeError):
+    """The device or precision asked for cannot be had on this machine."""
+
+    exit_code = 5
+
+
+class DivergedError(HopeError):
+    """A loss or gradient stopped being finite."""
+
+    exit_code = 6
+
+
+class StoppedError(HopeError):
+    """The run was stopped by a signal after saving; it can be resumed."""
+
+    exit_code = 75
+
+
+class AbortedError(HopeError):
+    """Ctrl-C was pressed twice."""
+
+    exit_code = 130

@@ -1,0 +1,168 @@
+"""What this machine has, and the one resolver of device and precision, with its reasons."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hopecli.errors import DeviceError
+
+DeviceName = Literal["cuda", "mps", "cpu"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+
+# torch.cuda.is_bf16_supported() counts emulation, so the compute capability decides.
+BF16_CAPABILITY = (8, 0)
+FP16_CAPABILITY = (7, 0)
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """One CUDA device: name, memory in bytes, compute capability."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class HardwareReport:
+    """Facts about this machine; None means not known."""
+
+    system: str
+    machine: str
+    processor: str
+    python: str
+    torch: str
+    cores: int
+    threads: int
+    memory: int | None
+    cuda_version: str | None
+    cuda: tuple[CudaDevice, ...] = ()
+    mps: bool = False
+    mps_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The device and precision of a run and why they were chosen."""
+
+    device: DeviceName
+    precision: PrecisionName
+    device_reason: str
+    precision_reason: str
+    device_label: str
+    notes: tuple[str, ...] = field(default=())
+
+
+def probe() -> HardwareReport:
+    """Look at this machine; imports torch."""
+    import torch
+
+    cuda = []
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            cuda.append(CudaDevice(properties.name, properties.total_memory, (properties.major, properties.minor)))
+    mps = torch.backends.mps.is_available()
+    reason = None
+    if not mps:
+        reason = (
+            "torch was built without MPS" if not torch.backends.mps.is_built() else "needs macOS 12.3 on Apple silicon"
+        )
+    return HardwareReport(
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        processor=processor_name(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        memory=total_memory(),
+        cuda_version=torch.version.cuda,
+        cuda=tuple(cuda),
+        mps=mps,
+        mps_reason=reason,
+    )
+
+
+def resolve(device: str, precision: str, report: HardwareReport) -> DeviceChoice:
+    """Choose device and precision; DeviceError for a pair this machine cannot run."""
+    name, device_reason = _resolve_device(device, report)
+    label = {"cpu": report.processor, "mps": "Apple GPU (MPS)"}.get(name) or report.cuda[0].name
+    chosen, reason = _resolve_precision(name, precision, report)
+    return DeviceChoice(name, chosen, device_reason, reason, label)
+
+
+def _resolve_device(device: str, report: HardwareReport) -> tuple[DeviceName, str]:
+    if device == "auto":
+        if report.cuda:
+            return "cuda", f"auto: {len(report.cuda)} CUDA device(s) found"
+        if report.mps:
+            return "mps", "auto: no CUDA device, MPS is available"
+        return "cpu", "auto: no CUDA device and no MPS"
+    if device == "cuda" and not report.cuda:
+        built = f"torch {report.torch} sees no CUDA device" if report.cuda_version else "torch was built without CUDA"
+        raise DeviceError(f"no CUDA device: {built}", where="--device", value=device, fix="use --device auto or cpu")
+    if device == "mps" and not report.mps:
+        raise DeviceError(
+            f"MPS is not available: {report.mps_reason}", where="--device", value=device, fix="use --device auto or cpu"
+        )
+    chosen: DeviceName = "cuda" if device == "cuda" else "mps" if device == "mps" else "cpu"
+    return chosen, "asked for"
+
+
+def _resolve_precision(device: DeviceName, precision: str, report: HardwareReport) -> tuple[PrecisionName, str]:
+    capability = report.cuda[0].capability if report.cuda else (0, 0)
+    shown = f"compute capability {capability[0]}.{capability[1]}"
+    if precision == "auto":
+        if device == "cuda" and capability >= BF16_CAPABILITY:
+            return "bf16", f"auto: {shown} >= 8.0 has bf16 units"
+        if device == "cuda" and capability >= FP16_CAPABILITY:
+            return "fp16", f"auto: {shown} has fp16 units but no bf16"
+        return "fp32", f"auto: fp32 on {device}"
+    if precision == "fp32":
+        return "fp32", "asked for"
+    if device == "mps":
+        reason = "mixed precision is not supported on MPS here"
+    elif device == "cpu" and precision == "fp16":
+        reason = "fp16 autocast and loss scaling do not exist on the CPU"
+    elif device == "cuda" and precision == "bf16" and capability < BF16_CAPABILITY:
+        reason = f"{shown} only emulates bf16; it needs 8.0"
+    else:
+        return ("bf16" if precision == "bf16" else "fp16"), "asked for"
+    raise DeviceError(
+        f"{precision} cannot be used on {device}: {reason}",
+        where="--precision",
+        value=precision,
+        fix="use --precision auto or fp32",
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """The CPU's marketing name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def total_memory() -> int | None:
+    """RAM in bytes, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,136 @@
+"""Pre-norm transformer block with frame-causal attention and a key/value cache.
+
+Shapes: B clips, L tokens given now, P tokens in the cache, H heads, hd channels per head, W = H * hd.
+Every token sees all tokens of its own frame and of earlier frames, conditioning tokens included.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hopecli.models.rope import RotaryTables, rotate
+
+
+class KeyValue(NamedTuple):
+    """Rotated keys and values of the frames seen so far, each [B, H, P, hd]."""
+
+    key: Tensor
+    value: Tensor
+
+
+def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int) -> Tensor:
+    """Attention output [B, H, L, hd] for the last L of the P tokens in k and v [B, H, P, hd].
+
+    One unmasked call per frame over the keys up to it: half the work of a masked square, and it needs no mask, so
+    that the fused kernels of every backend can be used.
+    """
+    past = k.shape[2] - q.shape[2]
+    outputs = []
+    for start in range(0, q.shape[2], tokens_per_frame):
+        stop = start + tokens_per_frame
+        seen = past + stop
+        outputs.append(F.scaled_dot_product_attention(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+class FrameCausalAttention(nn.Module):
+    """Multi-head attention; `qkv` output is ordered q, k, v, then head, then channel."""
+
+    def __init__(self, *, width: int, num_heads: int, tokens_per_frame: int):
+        super().__init__()
+        self.num_heads, self.tokens_per_frame = num_heads, tokens_per_frame
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """x [B, L, W] -> output [B, L, W] and the cache including these tokens."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, L, 3, H, hd]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, L, hd]
+        if rotary is not None:
+            q, k = rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype)
+        if past is not None:
+            k, v = torch.cat([past.key, k], dim=2), torch.cat([past.value, v], dim=2)
+        out = frame_causal_attention(q, k, v, tokens_per_frame=self.tokens_per_frame)
+        return self.proj(out.transpose(1, 2).flatten(2)), KeyValue(k, v)
+
+
+class GeluMLP(nn.Module):
+    """fc2(GELU(fc1 x)), exact GELU."""
+
+    def __init__(self, *, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+    @property
+    def output(self) -> nn.Linear:
+        """The layer that writes into the residual stream."""
+        return self.fc2
+
+
+class SwiGluMLP(nn.Module):
+    """fc3(silu(fc1 x) * fc2 x); wide: the hidden width is cut to 2/3 and rounded up to a multiple of 8."""
+
+    def __init__(self, *, width: int, hidden: int, wide: bool = True):
+        super().__init__()
+        if wide:
+            hidden = -(-int(2 * hidden / 3) // 8) * 8
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(width, hidden)
+        self.fc3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
+
+    @property
+    def output(self) -> nn.Linear:
+        """The layer that writes into the residual stream."""
+        return self.fc3
+
+
+class Block(nn.Module):
+    """x + attn(norm1 x), then x + mlp(norm2 x), each branch dropped per clip with probability `drop_path`."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        mlp: str,
+        wide_swiglu: bool,
+        drop_path: float,
+        tokens_per_frame: int,
+    ):
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = FrameCausalAttention(width=width, num_heads=num_heads, tokens_per_frame=tokens_per_frame)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp: GeluMLP | SwiGluMLP
+        if mlp == "swiglu":
+            self.mlp = SwiGluMLP(width=width, hidden=hidden, wide=wide_swiglu)
+        else:
+            self.mlp = GeluMLP(width=width, hidden=hidden)
+
+    def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """x [B, L, W] -> the same shape, and the cache including these tokens."""
+        attended, cache = self.attn(self.norm1(x), rotary, past)
+        x = x + self._drop(attended)
+        return x + self._drop(self.mlp(self.norm2(x))), cache
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        """Stochastic depth (Huang et al. 2016): the whole branch of a clip, kept ones scaled by 1 / keep."""
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        return branch * (mask / keep)

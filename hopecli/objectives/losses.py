@@ -1,0 +1,54 @@
+"""The training loss: d(p, h) = mean(|p - h|^loss_exp) / loss_exp, teacher-forced and over a rollout.
+
+Shapes: B clips, T frames, N patches, D feature width. Source: V-JEPA 2-AC, Eqs. 2-4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hopecli.data.clip import ClipBatch
+from hopecli.models.protocol import Predictor
+from hopecli.objectives.rollout import normalise, rollout, teacher_forced
+from hopecli.objectives.schedules import ObjectivePhase
+
+
+def distance(prediction: Tensor, target: Tensor, loss_exp: float) -> Tensor:
+    """mean(|p - h|^loss_exp) / loss_exp over all elements, a scalar; loss_exp 1 is L1."""
+    return (prediction - target).abs().pow(loss_exp).mean() / loss_exp if loss_exp != 1.0 else _l1(prediction, target)
+
+
+def _l1(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target).abs().mean()
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Scalars of one batch: total = weight_teacher * teacher + weight_rollout * rollout."""
+
+    total: Tensor
+    teacher: Tensor
+    rollout: Tensor
+
+
+def training_loss(
+    model: Predictor,
+    clip: ClipBatch,
+    *,
+    phase: ObjectivePhase,
+    T_teacher: int,
+    normalize_reps: bool,
+    loss_exp: float,
+) -> LossTerms:
+    """Both losses of raw clips (features not yet normalised) under the curriculum's current phase."""
+    target = normalise(clip.features, enabled=normalize_reps)
+    clip = ClipBatch(target, clip.actions, clip.states, clip.extrinsics, clip.names)
+    forced = teacher_forced(model, clip, frames=T_teacher, normalize_reps=normalize_reps)
+    teacher = distance(forced, target[:, 1 : T_teacher + 1], loss_exp)
+    first, horizon = phase.context_frames, phase.T_rollout
+    rolled = rollout(model, clip, context_frames=first, horizon=horizon, normalize_reps=normalize_reps)
+    rolled_loss = distance(rolled, target[:, first : first + horizon], loss_exp)
+    total = phase.loss_weight_teacher * teacher + phase.loss_weight_rollout * rolled_loss
+    return LossTerms(total, teacher, rolled_loss)

@@ -1,0 +1,84 @@
+"""The only code that walks time: teacher forcing and autoregressive rollout on the cell interface.
+
+Shapes: B clips, T frames, N patches, D feature width, C context frames, H rollout steps. Source: V-JEPA 2-AC, Eqs. 2-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hopecli.data.clip import ClipBatch
+from hopecli.models.protocol import Memory, Predictor
+
+REPRESENTATION_EPS = 1e-5
+
+
+def normalise(features: Tensor, *, enabled: bool = True) -> Tensor:
+    """LayerNorm without gain over D (eps 1e-5), the space all losses live in; the identity when not `enabled`."""
+    if not enabled:
+        return features
+    return F.layer_norm(features.float() if features.dtype == torch.float16 else features, features.shape[-1:])
+
+
+def teacher_forced(model: Predictor, clip: ClipBatch, *, frames: int, normalize_reps: bool) -> Tensor:
+    """Predictions of frames 1..`frames` [B, frames, N, D] from the true frames before each, in one parallel pass.
+
+    `clip.features` are already normalised; predictions are normalised the same way.
+    """
+    rows = None if clip.extrinsics is None else clip.extrinsics[:, :frames]
+    out = model(clip.features[:, :frames], clip.actions[:, :frames], clip.states[:, :frames], rows)
+    return normalise(out, enabled=normalize_reps)
+
+
+def steps(
+    model: Predictor,
+    clip: ClipBatch,
+    *,
+    context_frames: int,
+    horizon: int,
+    normalize_reps: bool,
+    detach: bool = False,
+    memory: Memory | None = None,
+) -> Iterator[tuple[int, Tensor, Memory]]:
+    """Walk a clip: C true frames, then the model's own predictions; yields (t, prediction of frame t+1, memory).
+
+    `detach` cuts the gradient of the fed-back prediction (not of the memory). `memory` starts the walk, by default
+    the model's initial state.
+    """
+    if memory is None:
+        memory = model.initial_state(len(clip))
+    frame = clip.features[:, 0]
+    for t in range(context_frames + horizon - 1):
+        if t < context_frames:
+            frame = clip.features[:, t]
+        rows = None if clip.extrinsics is None else clip.extrinsics[:, t]
+        out, memory = model.step(frame, clip.actions[:, t], clip.states[:, t], rows, memory=memory, t=t)
+        prediction = normalise(out, enabled=normalize_reps)  # [B, N, D]
+        yield t, prediction, memory
+        frame = prediction.detach() if detach else prediction
+
+
+def rollout(
+    model: Predictor,
+    clip: ClipBatch,
+    *,
+    context_frames: int,
+    horizon: int,
+    normalize_reps: bool,
+    detach: bool = False,
+) -> Tensor:
+    """Predictions of frames C..C+H-1 [B, H, N, D]: H autoregressive steps after C true frames; gradients flow through
+    the whole rollout unless `detach`."""
+    walk = steps(
+        model,
+        clip,
+        context_frames=context_frames,
+        horizon=horizon,
+        normalize_reps=normalize_reps,
+        detach=detach,
+    )
+    return torch.stack([prediction for t, prediction, _ in walk if t >= context_frames - 1], dim=1)
