@@ -90,7 +90,7 @@ def probe() -> HardwareReport:
 def resolve(device: str, precision: str, report: HardwareReport) -> DeviceChoice:
     """Choose device and precision; DeviceError for a pair this machine cannot run."""
     name, device_reason = _resolve_device(device, report)
-    label = {"cpu": report.processor, "mps": "Apple GPU (MPS)"}.get(name) or report.cuda[0].name
+    label = report.cuda[0].name if name == "cuda" else "Apple GPU (MPS)" if name == "mps" else report.processor
     chosen, reason = _resolve_precision(name, precision, report)
     return DeviceChoice(name, chosen, device_reason, reason, label)
 

@@ -26,7 +26,7 @@ def nearest_key(key: str) -> str | None:
     if near:
         return near[0]
     leaves: dict[str, str] = {}
-    for k in keys:
+    for k in sorted(keys, key=lambda k: k.count(".")):  # of equal names the least nested is the likeliest
         leaves.setdefault(k.rpartition(".")[2], k)
     close = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.75)
     if close:

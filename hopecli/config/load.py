@@ -114,7 +114,7 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], origins: Origins) -> 
         except SettingsError as error:
             problems.append(Problem(key, raw, error.what))
     # A change of kind replaces the section, so it goes first whatever its place on the command line.
-    for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
+    for key, value in sorted(pairs, key=lambda pair: not _sets_kind(*pair)):
         *parents, leaf = key.split(".")
         node: Any = tree
         for part in parents:
@@ -124,9 +124,25 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], origins: Origins) -> 
             continue
         if leaf == "kind" and node.get("kind") != value:
             node.clear()
-        node[leaf] = merge(node[leaf], value) if isinstance(node.get(leaf), dict) and isinstance(value, dict) else value
+            _forget(origins, ".".join(parents))
+        old = node.get(leaf)
+        if isinstance(old, dict) and isinstance(value, dict) and "kind" not in value:
+            node[leaf] = merge(old, value)
+        else:
+            node[leaf] = value
+            _forget(origins, key)
         origins.update(dict.fromkeys(_leaves(value, key) if isinstance(value, dict) else [key], COMMAND_LINE))
     return problems
+
+
+def _sets_kind(key: str, value: Any) -> bool:
+    return key.endswith(".kind") or (isinstance(value, dict) and "kind" in value)
+
+
+def _forget(origins: Origins, section: str) -> None:
+    """Drop the origins of a section's old values, which a replacement leaves to the defaults."""
+    for key in [key for key in origins if key.startswith(f"{section}.")]:
+        del origins[key]
 
 
 def _validate(tree: Tree) -> tuple[Settings | None, list[Problem]]:
@@ -162,7 +178,11 @@ def _problem(item: Any, path: list[int | str]) -> Problem:
     kind, message, value = item["type"], item["msg"], item.get("input")
     if kind == "extra_forbidden":
         near = nearest_key(key)
-        message = "unknown key" + (f"; nearest: {near}" if near else f"; sections: {', '.join(Settings.model_fields)}")
+        if key in valid_keys():
+            message = "is a key of another kind of model"
+        else:
+            hint = f"nearest: {near}" if near else f"sections: {', '.join(Settings.model_fields)}"
+            message = f"unknown key; {hint}"
     elif kind == "missing":
         message, value = "is missing", None
     elif kind in ("union_tag_not_found", "union_tag_invalid"):

@@ -125,16 +125,16 @@ class ClipStore:
         states = np.zeros_like(actions)
         if states_path.exists():
             states = align_per_frame(self._load(states_path, name), frames=frames, transitions=steps)
-        extrinsics = None
+        rows = None
         if self.use_extrinsics:
             rows = align_per_frame(self._load(extrinsics_path, name), frames=frames, transitions=steps)
-            extrinsics = torch.from_numpy(rows)
-        for what, values in (("features", features), ("actions", actions), ("states", states)):
-            # A sum in float32 is one cheap pass, and is finite exactly when float16 or sane float32 values are.
-            if not np.isfinite(values.sum(dtype=np.float64)):
+        for what, values in (("features", features), ("actions", actions), ("states", states), ("extrinsics", rows)):
+            # A sum in float64 is one cheap pass, and is finite exactly when float16 or float32 values are.
+            if values is not None and not np.isfinite(values.sum(dtype=np.float64)):
                 raise ClipProblem(
                     "not_finite", f"{what} hold NaN or infinite values", clip=name, fix="encode the clip again"
                 )
+        extrinsics = None if rows is None else torch.from_numpy(rows)
         return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
 
     def read_actions(self, name: str) -> torch.Tensor:

@@ -126,6 +126,37 @@ class EvalResults:
         return next((row for row in self.rows if row.name == name), None)
 
 
+@dataclass(frozen=True)
+class DryRun:
+    """What was measured and estimated; bytes and seconds. None = not measured.
+
+    batch: clips in the pass; loss and gradient norm at initialisation. activation_bytes_per_clip: measured growth of
+    the process or device peak divided by the batch. estimated_bytes: weights, gradients and AdamW states, and the
+    activations of one micro-batch.
+    """
+
+    preset: str
+    model: str
+    parameters: int
+    trainable: int
+    data: str
+    train_clips: int | None
+    held_out_clips: int | None
+    global_batch: int
+    micro_batch: int
+    steps_per_epoch: int | None
+    total_steps: int | None
+    batch: int
+    seconds: float
+    loss: float
+    grad_norm: float
+    static_bytes: int
+    activation_bytes_per_clip: float | None
+    estimated_bytes: float | None
+    device: str
+    precision: str
+
+
 def to_tree(result: Any) -> dict[str, Any]:
     """A dataclass as a JSON-able mapping; non-finite floats become None, since JSON has none."""
     return _clean(dataclasses.asdict(result))

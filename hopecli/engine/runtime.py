@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from hopecli.errors import DeviceError
 from hopecli.hardware import DeviceChoice
@@ -74,6 +74,10 @@ class Runtime:
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """Lists of plain objects from all processes, joined in process order."""
         return list(gather_object(list(items))) if self.world > 1 else list(items)
+
+    def share(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        return broadcast_object_list([value])[0] if self.world > 1 else value
 
     def barrier(self) -> None:
         """Wait for all processes."""

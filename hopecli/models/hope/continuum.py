@@ -1,7 +1,7 @@
 """The continuum memory system: a chain of residual MLPs, ordered from the fastest to the slowest.
 
-Shapes: [..., d]. Source: Nested Learning (Behrouz et al. 2025), Eq. 96. How often a level's weights move (Eq. 31) is the
-optimizer's business, not the model's.
+Shapes: [..., d]. Source: Nested Learning (Behrouz et al. 2025), Eq. 96. How often a level's weights move (Eq. 31) is
+the optimizer's business, not the model's.
 """
 
 from __future__ import annotations

@@ -57,6 +57,6 @@ def per_memory(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def read(weights: MemoryWeights, x: Tensor) -> Tensor:
-    """M(x) of every memory, [B, m, L, d], for inputs x [B, L, d] that all memories share."""
-    x = x[:, None]  # [B, 1, L, d]
-    return x + per_memory(F.gelu(per_memory(x, weights.w_in)), weights.w_out)
+    """M(x) of every memory, [B, m, L, d] in the dtype of x, for inputs x [B, L, d] that all memories share."""
+    inner = x[:, None].to(weights.w_in.dtype)  # [B, 1, L, d]; fast weights stay in float32 in a half precision model
+    return (inner + per_memory(F.gelu(per_memory(inner, weights.w_in)), weights.w_out)).to(x.dtype)

@@ -1,8 +1,8 @@
 """The HOPE block: self-modifying memories, written and read once per frame, then the continuum memory system.
 
 Shapes: B clips, C = cond_tokens + g * g tokens of one frame, d width, h memory hidden width.
-Source: Nested Learning (Behrouz et al. 2025), Eqs. 76-97, as fixed for a frame-causal predictor: all that a frame needs (keys,
-values, rates) is read at the state before the frame, the frame is one chunk of the write, and the read sees the write.
+Source: Nested Learning (Behrouz et al. 2025), Eqs. 76-97, as fixed for a frame-causal predictor: all that a frame needs
+(keys, values, rates) is read at the state before it, the frame is one chunk of the write, and the read sees the write.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SELF_MEMORIES = 4  # k, v, eta, alpha: read at the start of a frame; the fifth, 
 class FastWeights:
     """A block's memory after a frame: a value, independent of the model's parameters.
 
-    `mem` holds the fifth memory after the frame's write. The other four are next read in the next frame, so they are kept as
-    they were before this frame together with the `write` they still owe: after the last frame nobody pays for it.
+    `mem` holds the fifth memory after the frame's write. The other four are next read in the next frame, so they are kept
+    as they were before this frame, with the `write` they still owe: after the last frame nobody pays for it.
     """
 
     mem: MemoryWeights
@@ -92,29 +92,30 @@ class HopeBlock(nn.Module):
         nn.init.zeros_(self.gates.weight)
         self.gates.bias.copy_(torch.tensor([-2.0, 3.0]))
 
-    def forward(
-        self, x: Tensor, memory: FastWeights | None, rotary: RotaryTables | None
-    ) -> tuple[Tensor, FastWeights]:
+    def forward(self, x: Tensor, memory: FastWeights | None, rotary: RotaryTables | None) -> tuple[Tensor, FastWeights]:
         """Tokens x [B, C, d] of one frame -> the same shape, and the memory after the frame.
 
         `memory` None is the state before the first frame: the parameters. `rotary` is the frame's tables, or None.
         """
         y = self._mix_locally(self.norm1(x))
-        others, mem = self._start() if memory is None else (memory.settled(), memory.mem)
+        others, mem = self.start() if memory is None else (memory.settled(), memory.mem)
         write = self._prepare(y, others, rotary)
         written = apply_write(mem, write)
         query = self._rotated(self.q_proj(y), rotary)
-        out = read(written if self.read_order == "after_write" else mem, query)[:, 0]
+        out = read(written if self.read_order == "after_write" else mem, query)[:, 0].to(y.dtype)
         x = x + self.out_proj(self.norm_o(out))
         for level in self.cms:
             x = level(x)
         return x, FastWeights(written, others, write)
 
-    def _start(self) -> tuple[MemoryWeights, MemoryWeights]:
-        """The parameters as k, v, eta, alpha and mem: cloned, because the optimizer changes parameters in place and a
-        memory must not change with them."""
-        four, mem = zip(*(w.clone().split((SELF_MEMORIES, 1)) for w in (self.memories.w_in, self.memories.w_out)), strict=True)
-        return MemoryWeights(*four), MemoryWeights(*mem)
+    def start(self) -> tuple[MemoryWeights, MemoryWeights]:
+        """The parameters as the state before the first frame, shared by the batch: k, v, eta, alpha together, and mem.
+
+        Cloned, because the optimizer changes parameters in place and a memory must not change with them.
+        """
+        four_in, mem_in = self.memories.w_in.clone().split((SELF_MEMORIES, 1))
+        four_out, mem_out = self.memories.w_out.clone().split((SELF_MEMORIES, 1))
+        return MemoryWeights(four_in, four_out), MemoryWeights(mem_in, mem_out)
 
     def _prepare(self, y: Tensor, others: MemoryWeights, rotary: RotaryTables | None) -> Write:
         """Keys, values and rates of the frame from its tokens y [B, C, d] at the state before the frame."""

@@ -1,8 +1,8 @@
 """The write of a HOPE block: one frame of delta gradient descent (DGD) on m memories, in closed form.
 
-Shapes: B clips, C tokens of the frame, m memories, d width, h memory hidden width. Source: Nested Learning (Behrouz et al.
-2025), Eqs. 83, 88, 91, 93. The literal rule runs over the tokens i = 1..C of the frame, for a matrix W with unit inputs n_i,
-signals g_i and rates eta_i, after one retention W <- alpha W:
+Shapes: B clips, C tokens of the frame, m memories, d width, h memory hidden width. Source: Nested Learning (Behrouz et
+al. 2025), Eqs. 83, 88, 91, 93. The literal rule runs over the tokens i = 1..C of the frame, for a matrix W with unit
+inputs n_i, signals g_i and rates eta_i, after one retention W <- alpha W:
 
     W <- W (I - eta_i n_i n_i^T) - eta_i g_i n_i^T
 

@@ -1,0 +1,107 @@
+"""What the commands share: options, overrides from flags, folders from the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hopecli.config.schema import Settings
+    from hopecli.engine.runtime import Runtime
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, dotted keys and YAML values: data.batch_size=16"),
+]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder of clips (else HOPE_DATA_DIR).")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+def complete_presets(incomplete: str) -> list[str]:
+    """Preset names for shell completion."""
+    from hopecli.config.files import list_presets
+
+    return [name for name in list_presets() if name.startswith(incomplete)]
+
+
+def override(key: str, value: Any) -> str:
+    """KEY=VALUE with the value as YAML (JSON is YAML)."""
+    return f"{key}={json.dumps(value)}"
+
+
+def data_overrides(data_dir: str | None) -> list[str]:
+    """--data-dir also switches the built-in clips off."""
+    if data_dir is None:
+        return []
+    return [override("data.source", "folder"), override("data.data_dir", str(Path(data_dir).expanduser()))]
+
+
+def with_environment(settings: Settings) -> Settings:
+    """Settings whose data folder comes from HOPE_DATA_DIR when nothing else gives one."""
+    folder = os.environ.get("HOPE_DATA_DIR")
+    if settings.data.source == "folder" and settings.data.data_dir is None and folder:
+        return settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": folder})})
+    return settings
+
+
+def runs_folder(settings: Settings) -> Path:
+    """logging.runs_dir, else HOPE_RUNS_DIR, else ./runs."""
+    return Path(settings.logging.runs_dir or os.environ.get("HOPE_RUNS_DIR") or "runs")
+
+
+def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtime:
+    """Resolve device and precision, show the banner on the main process, start the Accelerator."""
+    import torch
+
+    from hopecli.engine.runtime import start
+    from hopecli.hardware import probe, resolve
+    from hopecli.report.console import hardware_banner, say
+
+    choice = resolve(device, precision, probe())
+    runtime = start(choice)
+    if runtime.is_main and not quiet:
+        say(hardware_banner(choice, processes=runtime.world, threads=torch.get_num_threads()))
+    return runtime
+
+
+def environment_facts(runtime: Runtime) -> dict[str, Any]:
+    """What environment.json records: command, versions, machine, and the device chosen."""
+    import dataclasses
+    import sys
+
+    import accelerate
+    import numpy
+
+    from hopecli import __version__
+    from hopecli.hardware import probe
+
+    return {
+        "command": ["hope", *sys.argv[1:]],
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "hopecli": __version__,
+        "accelerate": accelerate.__version__,
+        "numpy": numpy.__version__,
+        "processes": runtime.world,
+        "hardware": dataclasses.asdict(probe()),
+        "choice": dataclasses.asdict(runtime.choice),
+    }
+
+
+def make_run_dir(parent: Path) -> Path:
+    """A new folder <date-time> in `parent`, numbered when two runs start in one second."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ["", *(f"-{i}" for i in range(2, 1000))]:
+        folder = parent / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("a thousand runs started in one second")

@@ -1,0 +1,103 @@
+"""hope train --dry-run: what a run would be, with one forward and backward measured; writes no files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from hopecli.config.load import Resolved
+    from hopecli.config.schema import Settings
+    from hopecli.data.clip import ClipBatch
+    from hopecli.engine.results import DryRun
+    from hopecli.engine.runtime import Runtime
+
+# A CPU needs about a minute per pass over a handful of full-size clips, and holds them all in memory.
+CPU_CLIPS = 2
+
+
+def dry_run_report(resolved: Resolved, runtime: Runtime, *, json: bool) -> None:
+    """Measure and show."""
+    result = measure(resolved, runtime)
+    if not runtime.is_main:
+        return
+    if json:
+        from hopecli.report.files import as_json
+
+        typer.echo(as_json(result))
+        return
+    from hopecli.report.console import make_console
+    from hopecli.report.tables import dry_run_table
+
+    make_console(stderr=False).print(dry_run_table(result))
+
+
+def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
+    """Build the model, read (or draw) one batch and pass it once."""
+    from hopecli.engine.dry_run import forward_backward, static_bytes
+    from hopecli.engine.results import DryRun
+    from hopecli.engine.train import steps_per_epoch
+    from hopecli.models.build import build_model, count_parameters
+
+    s = resolved.settings
+    d = s.data
+    model = build_model(s.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=s.training.seed)
+    micro = max(1, d.batch_size // (runtime.world * s.training.accumulate))
+    wanted = min(micro, CPU_CLIPS) if runtime.device.type == "cpu" else micro
+    batch, train_clips, held_out, source = _batch(s, wanted)
+    steps = None if train_clips is None else steps_per_epoch(s, train_clips, runtime.world)
+    measured = forward_backward(model, s, batch, runtime)
+    per_clip, static = measured.activation_bytes_per_clip, static_bytes(model)
+    return DryRun(
+        preset=resolved.name,
+        model=s.model.kind,
+        parameters=count_parameters(model),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        data=source,
+        train_clips=train_clips,
+        held_out_clips=held_out,
+        global_batch=d.batch_size,
+        micro_batch=micro,
+        steps_per_epoch=steps,
+        total_steps=None if steps is None else steps * s.training.epochs,
+        batch=len(batch),
+        seconds=measured.seconds,
+        loss=measured.loss,
+        grad_norm=measured.grad_norm,
+        static_bytes=static,
+        activation_bytes_per_clip=per_clip,
+        estimated_bytes=None if per_clip is None else static + per_clip * micro,
+        device=runtime.choice.device,
+        precision=runtime.choice.precision,
+    )
+
+
+def _batch(s: Settings, clips: int) -> tuple[ClipBatch, int | None, int | None, str]:
+    """A batch with the numbers of training and held-out clips where there are clips."""
+    from hopecli.data.loader import collate, require_all
+    from hopecli.data.source import clips_folder
+    from hopecli.data.split import make_split, split_ids
+    from hopecli.data.store import ClipStore
+    from hopecli.engine.dry_run import random_batch
+
+    use_extrinsics = getattr(s.model, "use_extrinsics", False)
+    if s.data.source == "physics":  # a few clips in a temporary folder instead of filling the cache
+        from hopecli.data.make_clips import make_clips
+
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "clips"
+            p, grid, dim = s.data.physics, s.data.grid, s.data.embed_dim
+            make_clips(made, clips=clips, grid=grid, dim=dim, domain=p.domain, seed=p.seed, dtype=p.dtype)
+            store = ClipStore(made, s.data, use_extrinsics=use_extrinsics)
+            batch = require_all(collate([store.read(name) for name in store.select().values()]))
+        train, held_out = split_ids(range(p.clips), s.data.val_split)
+        return batch, len(train), len(held_out), "built-in clips"
+    if s.data.data_dir is None:
+        return random_batch(s, clips), None, None, "random numbers (no --data-dir given)"
+    store = ClipStore(clips_folder(s.data, lambda text: None), s.data, use_extrinsics=use_extrinsics)
+    split = make_split(store)
+    batch = require_all(collate([store.read(name) for name in split.train[:clips]]))
+    return batch, len(split.train), len(split.held_out), str(store.folder)

@@ -1,0 +1,161 @@
+"""hope eval: resolve settings, build, run, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hopecli.cli.checkpoints import Trained, held_out_or_all, load_trained, results_folder
+from hopecli.cli.common import (
+    DataDir,
+    DeviceOption,
+    JsonOption,
+    Overrides,
+    PrecisionOption,
+    complete_presets,
+    override,
+    start_runtime,
+)
+from hopecli.errors import SettingsError
+
+if TYPE_CHECKING:
+    from hopecli.engine.results import EvalResults
+    from hopecli.engine.runtime import Runtime
+    from hopecli.engine.scores import ClipScores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results and what they were computed from, for the files."""
+
+    results: EvalResults
+    scores: ClipScores
+    folder: Path
+
+
+def eval_command(
+    overrides: Overrides = None,
+    ckpt: Annotated[
+        str, typer.Option("--ckpt", "-c", help="Run directory, checkpoint directory or .safetensors file.")
+    ] = "",
+    data_dir: DataDir = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-p", help="Preset whose evaluation section to use.", autocompletion=complete_presets),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Folder name of the results.")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a checkpoint's rollouts beside copy-last, zero-action and shuffled-action baselines.
+
+    Without --data-dir the clips held out from training are used.
+    """
+    if not ckpt:
+        raise SettingsError("no checkpoint is given", where="hope eval", fix="add --ckpt RUN")
+    flags = [] if precision is None else [override("evaluation.precision", precision)]
+    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir)
+    settings = trained.settings
+    runtime = start_runtime(device or settings.training.device, settings.evaluation.precision)
+    try:
+        evaluation = run(trained, runtime, name)
+        if runtime.is_main:
+            report(evaluation, json=json)
+    finally:
+        runtime.close()
+
+
+def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
+    """Score the clips and summarise."""
+    from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
+    from hopecli.engine.results import EvalResults
+    from hopecli.models.build import count_parameters
+    from hopecli.report.console import say
+
+    s, started = trained.settings, time.perf_counter()
+    e = s.evaluation
+    clips = held_out_or_all(trained, runtime, e.clips, say if runtime.is_main else lambda text: None)
+    context = e.context_frames or s.objective.context_frames
+    plan = EvalPlan(
+        context_frames=context,
+        horizon=e.T_rollout or s.data.num_timesteps - context,
+        T_teacher=s.objective.T_teacher,
+        normalize_reps=s.objective.normalize_reps,
+        zero_action=True,
+        shuffled_action=True,
+    )
+    model = trained.model.to(runtime.device)
+    skipped = dict(clips.skipped)
+    scores = score_clips(
+        model,
+        clips.store,
+        clips.names,
+        plan,
+        runtime,
+        batch_size=e.batch_size,
+        seed=e.seed,
+        skipped=skipped if s.data.on_error == "skip" else None,
+    )
+    summary = summarise(scores, bootstrap_samples=e.bootstrap_samples, seed=e.seed)
+    worst = scores.array("model").mean(axis=1).argsort()[::-1][: e.num_worst_clips]
+    results = EvalResults(
+        checkpoint=str(trained.checkpoint.path),
+        data=str(clips.store.folder),
+        model=s.model.kind,
+        parameters=count_parameters(model),
+        clips=len(scores.names),
+        clips_from=clips.clips_from,
+        overlap_with_training=clips.overlap,
+        context_frames=plan.context_frames,
+        T_rollout=plan.horizon,
+        normalize_reps=plan.normalize_reps,
+        device=runtime.choice.device,
+        precision=runtime.choice.precision,
+        rows=summary.rows,
+        loss_teacher=summary.loss_teacher,
+        action_sensitivity=summary.action_sensitivity,
+        action_sensitivity_relative=summary.action_sensitivity_relative,
+        ratio_to_copy_last=summary.ratio_to_copy_last,
+        seconds=time.perf_counter() - started,
+        worst_clips=[scores.names[i] for i in worst],
+        skipped_clips=skipped,
+    )
+    return Evaluation(results, scores, results_folder(trained, "eval", name or clips.label))
+
+
+def report(evaluation: Evaluation, *, json: bool) -> None:
+    """results.json, per_clip.csv and the picture, then the table (or JSON) on stdout."""
+    from hopecli.engine.results import to_tree
+    from hopecli.report.console import make_console, say
+    from hopecli.report.files import as_json, write_csv, write_json
+    from hopecli.report.per_clip import per_clip_rows
+    from hopecli.report.plots import plot_error_against_horizon
+    from hopecli.report.tables import eval_tables
+
+    results, folder = evaluation.results, evaluation.folder
+    write_json(folder / "results.json", to_tree(results))
+    scores = evaluation.scores
+    write_csv(
+        folder / "per_clip.csv",
+        per_clip_rows(
+            names=scores.names,
+            l1=scores.l1,
+            cosine=scores.cosine,
+            copy_first=scores.copy_first,
+            teacher=scores.teacher,
+            worst_first=bool(results.worst_clips),
+        ),
+    )
+    plot_error_against_horizon(results, folder / "error_against_horizon.png")
+    say(f"results: {folder}")
+    if json:
+        typer.echo(as_json(results))
+        return
+    console = make_console(stderr=False)
+    for table in eval_tables(results):
+        console.print(table)

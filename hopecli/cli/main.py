@@ -1,0 +1,89 @@
+"""The `hope` command: the list of commands, .env, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from hopecli.cli.eval import eval_command
+from hopecli.cli.make_clips import make_clips_command
+from hopecli.cli.presets import presets_command
+from hopecli.cli.train import train_command
+from hopecli.errors import AbortedError, HopeError, StoppedError
+
+app = typer.Typer(
+    name="hope",
+    help="Train, evaluate and adapt action-conditioned latent world models on clips of V-JEPA 2 features.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from hopecli import __version__
+
+        typer.echo(f"hopecli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (any position).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+app.command("train")(train_command)
+app.command("eval")(eval_command)
+app.command("make-clips")(make_clips_command)
+app.command("presets")(presets_command)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and its exit code, never a traceback."""
+    debug = "--debug" in sys.argv[1:]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    _load_env()
+    try:
+        app()
+    except HopeError as error:
+        if debug:
+            raise
+        head = "stopped" if isinstance(error, StoppedError | AbortedError) else "error"
+        _die(f"{head}: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _die("stopped: interrupted before anything was saved", AbortedError.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has gone
+        raise SystemExit(1) from None
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        _die(f"unexpected error: {type(error).__name__}: {text}. Run again with --debug for the traceback", 1)
+
+
+def _load_env() -> None:
+    """Load .env of the working directory; real environment variables win."""
+    if os.path.isfile(".env"):
+        from dotenv import load_dotenv
+
+        load_dotenv(".env", override=False)
+
+
+def _die(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""hope presets: list them, show one resolved with the origin of every value, or compare two."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hopecli.cli.common import JsonOption, Overrides, complete_presets
+
+
+def presets_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Preset to show; none lists all.", autocompletion=complete_presets)
+    ] = None,
+    overrides: Overrides = None,
+    diff: Annotated[
+        str | None,
+        typer.Option("--diff", help="Show only what differs from this preset.", autocompletion=complete_presets),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List presets, or show one resolved with the origin of every value."""
+    from hopecli.config.explain import differences, to_tree, value_rows
+    from hopecli.config.files import list_presets
+    from hopecli.config.load import load_preset
+    from hopecli.report.console import make_console
+    from hopecli.report.files import as_json
+    from hopecli.report.tables import difference_table, preset_table, value_table
+
+    console = make_console(stderr=False)
+    if name is None:
+        found = {preset: load_preset(str(path)).settings.description for preset, path in list_presets().items()}
+        if json:
+            typer.echo(as_json(found))
+        else:
+            console.print(preset_table(found))
+        return
+    resolved = load_preset(name, overrides or [])
+    if diff is not None:
+        changes = differences(load_preset(diff).settings, resolved.settings)
+        if json:
+            typer.echo(as_json({key: list(pair) for key, pair in changes.items()}))
+        else:
+            console.print(difference_table(diff, name, changes))
+        return
+    if json:
+        typer.echo(as_json({"settings": to_tree(resolved.settings), "origins": resolved.origins}))
+    else:
+        console.print(value_table(name, value_rows(resolved)))

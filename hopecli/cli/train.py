@@ -1,0 +1,256 @@
+"""hope train: resolve settings, build, run, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hopecli.cli.common import (
+    DataDir,
+    DeviceOption,
+    JsonOption,
+    Overrides,
+    PrecisionOption,
+    complete_presets,
+    data_overrides,
+    environment_facts,
+    make_run_dir,
+    override,
+    runs_folder,
+    start_runtime,
+    with_environment,
+)
+from hopecli.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from hopecli.config.load import Resolved
+    from hopecli.data.split import Split
+    from hopecli.engine.results import TrainSummary
+    from hopecli.engine.runtime import Runtime
+    from hopecli.engine.sink import Sink
+    from hopecli.engine.train import TrainJob
+
+
+@dataclass(frozen=True)
+class Request:
+    """Resolved settings and, when resuming, the run directory to go on with."""
+
+    resolved: Resolved
+    resume: Path | None
+    json: bool
+
+
+def train_command(
+    overrides: Overrides = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-p", help="Preset name or YAML path.", autocompletion=complete_presets),
+    ] = None,
+    data_dir: DataDir = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="training.seed.")] = None,
+    wandb: Annotated[str | None, typer.Option("--wandb", help="auto, online, offline or disabled.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", help="Run directory to go on with, or 'last'.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Sizes, memory and one pass; writes no files.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved YAML and exit.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a predictor: hope train --preset quickstart needs no data and takes minutes on a CPU."""
+    flags = data_overrides(data_dir)
+    for key, value in (
+        ("training.device", device),
+        ("training.precision", precision),
+        ("training.seed", seed),
+        ("logging.wandb", wandb),
+    ):
+        if value is not None:
+            flags.append(override(key, value))
+    request = resolve_settings(preset, [*(overrides or []), *flags], resume, json=json)
+    if print_config:
+        from hopecli.config.explain import to_yaml
+
+        typer.echo(to_yaml(request.resolved.settings), nl=False)
+        return
+    settings = request.resolved.settings
+    runtime = start_runtime(settings.training.device, settings.training.precision)
+    if dry_run:
+        from hopecli.cli.dry_run import dry_run_report
+
+        dry_run_report(request.resolved, runtime, json=json)
+        return
+    job = build(request, runtime)
+    try:
+        report(run(job), runtime, json=json)
+    finally:
+        runtime.close()
+
+
+def resolve_settings(preset: str | None, overrides: list[str], resume: str | None, *, json: bool) -> Request:
+    """Settings of a preset, or of the run to resume (which takes no preset and changes nothing it trains on)."""
+    from dataclasses import replace
+
+    from hopecli.config.load import load_preset, load_tree
+
+    if resume is None:
+        if preset is None:
+            from hopecli.config.files import list_presets
+
+            fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
+            raise SettingsError("no preset is given", where="hope train", fix=fix)
+        resolved = load_preset(preset, overrides)
+        return Request(replace(resolved, settings=with_environment(resolved.settings)), None, json)
+    if preset is not None:
+        raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
+    allowed = ("data.source", "data.data_dir", "data.workers", "training.device", "logging.")
+    for text in overrides:
+        if not text.startswith(allowed):
+            raise SettingsError(
+                "cannot change in a resumed run", where=text.split("=")[0], fix="start a new run, or leave it out"
+            )
+    run_dir = _find_run(resume)
+    from hopecli.engine.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(str(run_dir))
+    name = str(checkpoint.info.get("preset", run_dir.parent.name))
+    return Request(load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}"), run_dir, json)
+
+
+def _find_run(given: str) -> Path:
+    import os
+
+    if given != "last":
+        run_dir = Path(given)
+        if not (run_dir / "config.yaml").is_file():
+            raise CheckpointError("not a run directory", where="--resume", value=given, fix="give a run's folder")
+        return run_dir
+    folder = Path(os.environ.get("HOPE_RUNS_DIR") or "runs")
+    runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
+    if not runs:
+        raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")
+    return max((p.parent for p in runs), key=lambda p: p.name)
+
+
+def build(request: Request, runtime: Runtime) -> TrainJob:
+    """Clips, split, model, run directory and sinks."""
+    from hopecli.data.source import clips_folder
+    from hopecli.data.split import make_split
+    from hopecli.data.store import ClipStore
+    from hopecli.engine.checkpoint import find_weights, load_checkpoint, load_into
+    from hopecli.engine.train import TrainJob, steps_per_epoch
+    from hopecli.models.build import build_model
+    from hopecli.report.console import say
+    from hopecli.report.wandb_sink import resolve_mode
+
+    settings = request.resolved.settings
+    mode, reason = resolve_mode(settings.logging.wandb)
+    if runtime.is_main:
+        clips_folder(settings.data, say)
+    runtime.barrier()
+    folder = clips_folder(settings.data, say)
+    store = ClipStore(folder, settings.data, use_extrinsics=getattr(settings.model, "use_extrinsics", False))
+    split = make_split(store)
+    steps_per_epoch(settings, len(split.train), runtime.world)
+    if runtime.is_main and split.skipped:
+        say(f"{len(split.skipped)} clips are skipped; split.json lists them with the reason")
+    d = settings.data
+    model = build_model(
+        settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
+    )
+    resume_from, first_step = None, 0
+    if request.resume is not None:
+        checkpoint = load_checkpoint(str(request.resume))
+        if checkpoint.info.get("split") != split.hash:
+            raise CheckpointError(
+                "the clips are not those the run was started with (the split's hash differs)",
+                where=str(folder),
+                value=f"{split.hash}, the run has {checkpoint.info.get('split')}",
+                fix="give the original folder with --data-dir",
+            )
+        load_into(model, checkpoint)
+        resume_from, first_step = find_weights(str(request.resume))[0].parent, int(checkpoint.info["step"])
+    name = request.resolved.name
+    run_dir = request.resume
+    if run_dir is None:
+        run_dir = Path(runtime.share(str(make_run_dir(runs_folder(settings) / name)) if runtime.is_main else ""))
+    sink = open_sinks(request, run_dir, split, runtime, mode=mode, reason=reason, first_step=first_step)
+    return TrainJob(
+        preset=name,
+        settings=settings,
+        runtime=runtime,
+        store=store,
+        split=split,
+        model=model,
+        run_dir=run_dir,
+        sink=sink,
+        resume_from=resume_from,
+    )
+
+
+def open_sinks(
+    request: Request, run_dir: Path, split: Split, runtime: Runtime, *, mode: str, reason: str, first_step: int
+) -> Sink:
+    """The record, the log, and the mirror; nothing on processes other than the main one."""
+    import os
+
+    from hopecli.config.explain import to_tree, to_yaml
+    from hopecli.engine.sink import Fanout, NullSink
+    from hopecli.report.console import ConsoleSink
+    from hopecli.report.files import MetricsFile, write_json, write_text
+
+    if not runtime.is_main:
+        return NullSink()
+    settings = request.resolved.settings
+    if request.resume is None:
+        write_text(run_dir / "config.yaml", to_yaml(settings))
+        write_text(run_dir / "split.json", split.to_json())
+    name = "environment.json" if request.resume is None else f"environment.step_{first_step}.json"
+    write_json(run_dir / name, environment_facts(runtime))
+    console = ConsoleSink(run_dir / "train.log")
+    sinks: list[Sink] = [console, MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step)]
+    console.message(f"run directory: {run_dir}")
+    console.message(reason)
+    if mode != "disabled":
+        from hopecli.report.wandb_sink import WandbSink
+
+        sinks.append(
+            WandbSink(
+                mode=mode,
+                project=settings.logging.wandb_project or os.environ.get("WANDB_PROJECT") or "hopecli",
+                entity=settings.logging.wandb_entity or os.environ.get("WANDB_ENTITY"),
+                run_dir=run_dir,
+                config=to_tree(settings),
+                say=console.message,
+            )
+        )
+    return Fanout(sinks)
+
+
+def run(job: TrainJob) -> TrainSummary:
+    """Train; sinks are closed whatever happens."""
+    from hopecli.engine.train import train
+
+    try:
+        return train(job)
+    finally:
+        job.sink.close()
+
+
+def report(summary: TrainSummary, runtime: Runtime, *, json: bool) -> None:
+    """The summary on stdout."""
+    if not runtime.is_main:
+        return
+    if json:
+        from hopecli.report.files import as_json
+
+        typer.echo(as_json(summary))
+        return
+    from hopecli.report.console import make_console
+    from hopecli.report.tables import train_tables
+
+    console = make_console(stderr=False)
+    for table in train_tables(summary):
+        console.print(table)

@@ -1,0 +1,63 @@
+"""One forward and backward on one batch without training: sizes, time and memory to expect."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hopecli.config.schema import Settings
+from hopecli.data.clip import ClipBatch
+from hopecli.engine.memory import peak_memory, reset_peak_memory
+from hopecli.engine.runtime import Runtime
+from hopecli.engine.train_step import TrainingObjective, initial_phase
+from hopecli.models.protocol import PredictorModule
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Measures of one forward and backward."""
+
+    seconds: float
+    loss: float
+    grad_norm: float
+    activation_bytes_per_clip: float | None
+
+
+def random_batch(settings: Settings, clips: int) -> ClipBatch:
+    """Normally distributed clips of the settings' shapes, for a dry run without data."""
+    d, generator = settings.data, torch.Generator().manual_seed(0)
+    steps = d.num_timesteps - 1
+    rows = torch.randn(clips, steps, d.action_dim, generator=generator)
+    features = torch.randn(clips, d.num_timesteps, d.grid * d.grid, d.embed_dim, generator=generator)
+    extrinsics = rows[..., 1:] if getattr(settings.model, "use_extrinsics", False) else None
+    return ClipBatch(features, rows, torch.zeros_like(rows), extrinsics, tuple(f"random_{i}" for i in range(clips)))
+
+
+def forward_backward(model: PredictorModule, settings: Settings, clips: ClipBatch, runtime: Runtime) -> Pass:
+    """One training forward and backward of the first curriculum phase; gradients are dropped afterwards."""
+    model.to(runtime.device).train()
+    objective = TrainingObjective(model, settings.objective)
+    batch = clips.to(runtime.device)
+    before = reset_peak_memory(runtime.device)
+    started = time.perf_counter()
+    with runtime.autocast():
+        total, _, _ = objective(batch, initial_phase(settings.objective))
+    gradients: list[torch.Tensor] = []
+    if total.requires_grad:
+        total.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))) if gradients else 0.0
+    loss = float(total.detach())
+    seconds = time.perf_counter() - started
+    peak = peak_memory(runtime.device)
+    held = sum(g.numel() * g.element_size() for g in gradients)
+    model.zero_grad(set_to_none=True)
+    grown = None if before is None or peak is None else max(0.0, peak - before - held) / len(batch)
+    return Pass(seconds, loss, norm, grown)
+
+
+def static_bytes(model: PredictorModule) -> int:
+    """Weights, and for trainable ones a gradient and two AdamW moments, all in their own dtype."""
+    return sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())

@@ -1,0 +1,41 @@
+"""Peak memory of the device, or of this process on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+
+def reset_peak_memory(device: torch.device) -> int | None:
+    """Start a new peak measurement; returns the bytes in use now, None where it cannot be measured."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # resets VmHWM, the peak resident set (Linux)
+    return _status("VmRSS")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak since the last reset, None where it cannot be measured."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int | None:
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                if line.startswith(f"{key}:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,121 @@
+"""The terminal: results on stdout, everything else on stderr; bars only on a terminal, NO_COLOR honoured by rich."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
+from hopecli.hardware import DeviceChoice
+
+PLAIN_WIDTH = 160
+
+
+def make_console(*, stderr: bool) -> Console:
+    """A console on stdout or stderr; off a terminal it is wide enough that no table is cut."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def hardware_banner(choice: DeviceChoice, *, processes: int, threads: int) -> str:
+    """The lines shown before a run."""
+    return "\n".join(
+        [
+            "Hardware Detection",
+            f"  Device:      {choice.device} - {choice.device_label} ({choice.device_reason})",
+            f"  Precision:   {choice.precision} ({choice.precision_reason})",
+            f"  Accelerator: {processes} process(es), {threads} CPU thread(s)",
+        ]
+    )
+
+
+class ConsoleSink:
+    """Shows a training run on stderr and keeps the plain lines in train.log."""
+
+    def __init__(self, log_file: Path | None):
+        self.console = make_console(stderr=True)
+        self.log: TextIO | None = None
+        if log_file is not None:
+            self.log = open(log_file, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.total_steps = 0
+
+    def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self.total_steps = total_steps
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.progress.add_task("training", total=total_steps, completed=first_step)
+            self.progress.start()
+
+    def tick(self, step: int) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=step)
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        if not records:
+            return
+        r = records[-1]
+        data = sum(x.data_seconds for x in records) / len(records)
+        work = sum(x.step_seconds for x in records) / len(records)
+        text = (
+            f"loss {r.loss:.4f}  lr {r.lr:.2e}  {r.clips_per_second:.1f} clips/s  "
+            f"data {1e3 * data:.0f} ms  step {1e3 * work:.0f} ms"
+        )
+        remaining = (self.total_steps - r.step) * (data + work)
+        line = f"step {r.step}/{self.total_steps}  epoch {r.epoch + 1}  {text}  ETA {_duration(remaining)}"
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=f"epoch {r.epoch + 1}  {text}")
+            self._keep(line)
+        else:
+            self.message(line)
+
+    def validation(self, record: ValidationRecord) -> None:
+        ratio = f", ratio {record.loss_rollout / record.copy_last:.3f}" if record.copy_last > 0 else ""
+        self.message(
+            f"validation after epoch {record.epoch + 1}: rollout {record.loss_rollout:.4f} "
+            f"(copy-last {record.copy_last:.4f}{ratio}), teacher-forced {record.loss_teacher:.4f}, "
+            f"{record.clips} clips in {record.seconds:.1f} s"
+        )
+
+    def diagnostics(self, record: DiagnosticsRecord) -> None:
+        """Kept in metrics.jsonl only: too many numbers for a line."""
+
+    def message(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        if self.log is not None:
+            stamp = datetime.datetime.now().isoformat(timespec="seconds")
+            self.log.write(f"{stamp} {text}\n")
+            self.log.flush()
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,89 @@
+"""Result files: written beside their final name and renamed, so that no partial file is ever seen."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a JSON object; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(tree, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows with the columns of the first; None becomes an empty field."""
+    rows = list(rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per step, validation and diagnosis, the record that all mirrors copy."""
+
+    def __init__(self, path: Path, *, keep_until_step: int = 0):
+        """Open for appending; lines of steps after `keep_until_step` (from a run that went on past its last
+        checkpoint) are dropped, so that a resumed run writes the file an uninterrupted one would have."""
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step))
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
+
+    def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None: ...
+
+    def tick(self, step: int) -> None: ...
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        for record in records:
+            self._write("train", to_tree(record))
+        self.file.flush()
+
+    def validation(self, record: ValidationRecord) -> None:
+        self._write("validation", to_tree(record))
+        self.file.flush()
+
+    def diagnostics(self, record: DiagnosticsRecord) -> None:
+        self._write("diagnostics", to_tree(record))
+
+    def message(self, text: str) -> None: ...
+
+    def _write(self, kind: str, tree: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"type": kind, **tree}) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a torn line
+
+
+def as_json(result: Any) -> str:
+    """One JSON object for stdout."""
+    tree = to_tree(result) if dataclasses.is_dataclass(result) else result
+    return json.dumps(tree, allow_nan=False)

@@ -1,0 +1,51 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hopecli.engine.results import EvalResults
+from hopecli.report.tables import ROW_TITLES
+
+
+def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes that needs no display: matplotlib is used without pyplot's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 1)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plot_error_against_horizon(results: EvalResults, path: Path) -> None:
+    """Rollout L1 of the model and every baseline at each horizon, with 95 % bands."""
+    figure, axes = new_figure(6.4, 4.2)
+    steps = list(range(1, results.T_rollout + 1))
+    for row in results.rows:
+        means = [x.mean for x in row.l1_per_horizon]
+        style = "-" if row.name == "model" else "--"
+        (line,) = axes.plot(steps, means, style, marker="o", markersize=3, label=ROW_TITLES.get(row.name, row.name))
+        low = [m if x.low is None else x.low for x, m in zip(row.l1_per_horizon, means, strict=True)]
+        high = [m if x.high is None else x.high for x, m in zip(row.l1_per_horizon, means, strict=True)]
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xlabel("rollout step (encoded frames)")
+    axes.set_ylabel("L1 in the normalised space")
+    axes.set_title(f"{results.model}: {results.clips} clips, {results.clips_from}")
+    axes.set_xticks(steps)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    save_figure(figure, path)

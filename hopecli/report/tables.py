@@ -1,0 +1,171 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from hopecli.config.explain import ValueRow
+from hopecli.engine.results import DryRun, EvalResults, Interval, TrainSummary, ValidationRecord
+
+ROW_TITLES = {
+    "model": "model",
+    "copy_last": "copy-last",
+    "zero_action": "zero action",
+    "shuffled_action": "shuffled action",
+}
+
+
+def pairs_table(title: str, rows: Mapping[str, Any]) -> Table:
+    """Two columns: what and value."""
+    table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, "not measured" if value is None else str(value))
+    return table
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> Table:
+    """A table whose columns from `numbers_from` on are right-aligned."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def train_tables(summary: TrainSummary) -> list[Table]:
+    """The end of a training run."""
+    tables = [
+        pairs_table(
+            "Training",
+            {
+                "run": summary.run_dir,
+                "model": f"{summary.model}, {summary.parameters / 1e6:.2f} M parameters",
+                "device": f"{summary.device}, {summary.precision}",
+                "steps": f"{summary.steps} in {summary.epochs} epochs",
+                "clips": f"{summary.train_clips} training, {summary.held_out_clips} held out"
+                + (f", {summary.skipped_clips} skipped" if summary.skipped_clips else ""),
+                "time": f"{summary.seconds:.0f} s" + _rate(summary.clips_per_second),
+                "last loss": number(summary.loss),
+            },
+        )
+    ]
+    if summary.validation is not None:
+        tables.append(validation_table(summary.validation))
+    return tables
+
+
+def _rate(clips_per_second: float | None) -> str:
+    return "" if clips_per_second is None else f", {clips_per_second:.1f} clips/s"
+
+
+def validation_table(record: ValidationRecord) -> Table:
+    """Rollout loss per horizon beside copy-last."""
+    horizon = len(record.rollout_per_horizon)
+    rows = [
+        ["model", number(record.loss_rollout), *map(number, record.rollout_per_horizon)],
+        ["copy-last", number(record.copy_last), *map(number, record.copy_last_per_horizon)],
+    ]
+    if record.copy_last > 0:
+        ratios = [
+            number(a / b if b else None)
+            for a, b in zip(record.rollout_per_horizon, record.copy_last_per_horizon, strict=True)
+        ]
+        rows.append(["model / copy-last", number(record.loss_rollout / record.copy_last), *ratios])
+    title = f"Held-out rollout L1 after epoch {record.epoch + 1} ({record.clips} clips)"
+    return plain_table(title, ["", "mean", *(f"+{h}" for h in range(1, horizon + 1))], rows)
+
+
+def eval_tables(results: EvalResults) -> list[Table]:
+    """L1 per horizon with intervals, then the other measures."""
+    horizon = range(1, results.T_rollout + 1)
+    title = f"Rollout L1, {results.clips} clips ({results.clips_from}), {results.context_frames} context frame(s)"
+    l1 = plain_table(
+        title,
+        ["", "mean [95 %]", *(f"+{h}" for h in horizon)],
+        (
+            [ROW_TITLES.get(row.name, row.name), spread(row.l1), *(number(x.mean) for x in row.l1_per_horizon)]
+            for row in results.rows
+        ),
+    )
+    more = plain_table(
+        "Other measures (mean over horizons)",
+        ["", "L1 / copy-first", "cosine [95 %]", "error-to-signal"],
+        (
+            [ROW_TITLES.get(row.name, row.name), number(row.relative), spread(row.cosine), number(row.error_to_signal)]
+            for row in results.rows
+        ),
+    )
+    facts: dict[str, Any] = {
+        "model / copy-last": number(results.ratio_to_copy_last),
+        "teacher-forced L1": None if results.loss_teacher is None else spread(results.loss_teacher),
+    }
+    if results.action_sensitivity is not None and results.action_sensitivity_relative is not None:
+        share = 100 * results.action_sensitivity_relative
+        facts["action sensitivity"] = f"{spread(results.action_sensitivity)}, shuffled actions are {share:.1f} % worse"
+    if results.overlap_with_training:
+        facts["WARNING"] = f"{results.overlap_with_training} of these clips were trained on"
+    if results.worst_clips:
+        facts["worst clips"] = ", ".join(results.worst_clips)
+    return [l1, more, pairs_table("", facts)]
+
+
+def preset_table(names: Mapping[str, str]) -> Table:
+    """Preset names with their one-line descriptions."""
+    return plain_table("Presets", ["name", "what"], ([k, v] for k, v in names.items()), numbers_from=2)
+
+
+def value_table(name: str, rows: Iterable[ValueRow]) -> Table:
+    """Every resolved value with its origin."""
+    return plain_table(f"Preset {name}", ["key", "value", "from", "meaning"], ([*row] for row in rows), numbers_from=4)
+
+
+def difference_table(a: str, b: str, changes: Mapping[str, tuple[str | None, str | None]]) -> Table:
+    """Values that two presets do not share."""
+    rows = ([key, left or "-", right or "-"] for key, (left, right) in changes.items())
+    return plain_table(f"{a} against {b}", ["key", a, b], rows, numbers_from=3)
+
+
+def number(value: float | None) -> str:
+    """Four significant decimals, or a dash for what was not measured."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def spread(value: Interval) -> str:
+    """mean [low, high]."""
+    if value.low is None or value.high is None:
+        return number(value.mean)
+    return f"{value.mean:.4f} [{value.low:.4f}, {value.high:.4f}]"
+
+
+def dry_run_table(result: DryRun) -> Table:
+    """Sizes, time and memory of a dry run."""
+
+    def size(value: float | None) -> str | None:
+        return None if value is None else f"{value / 2**30:.2f} GiB"
+
+    counts = steps = None
+    if result.train_clips is not None:
+        counts = f": {result.train_clips} training, {result.held_out_clips} held out"
+        steps = f"{result.steps_per_epoch} per epoch, {result.total_steps} in all"
+    return pairs_table(
+        f"Dry run of {result.preset}",
+        {
+            "model": f"{result.model}, {result.parameters:,} parameters ({result.trainable:,} trainable)",
+            "device": f"{result.device}, {result.precision}",
+            "clips": f"{result.data}{counts or ''}",
+            "batch": f"{result.global_batch} global, {result.micro_batch} per process and pass",
+            "steps": steps,
+            "forward and backward": f"{result.seconds:.2f} s on {result.batch} clip(s), loss {result.loss:.4f}, "
+            f"gradient norm {result.grad_norm:.3g}",
+            "weights, gradients, AdamW": size(result.static_bytes),
+            "activations per clip (measured)": size(result.activation_bytes_per_clip),
+            "memory estimate for this batch": size(result.estimated_bytes),
+        },
+    )

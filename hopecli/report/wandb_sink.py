@@ -1,0 +1,115 @@
+"""Weights & Biases as a mirror of metrics.jsonl: it is told what happened and can never stop a run."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
+from hopecli.errors import SettingsError
+
+
+def has_key() -> bool:
+    """Whether W&B could log in without asking: WANDB_API_KEY or an entry in the user's netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        hosts = netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any("wandb" in host for host in hosts)
+
+
+def resolve_mode(asked: str) -> tuple[str, str]:
+    """The mode to use (online, offline, disabled) and one line that says why.
+
+    Raises SettingsError for online without a key: W&B would otherwise stop and ask, or raise.
+    """
+    if asked == "online" and not has_key():
+        fix = "set WANDB_API_KEY (in .env) or use --wandb offline"
+        raise SettingsError(
+            "there is no W&B key",
+            where="--wandb",
+            value=asked,
+            fix="set WANDB_API_KEY (in .env) or use --wandb offline",
+        )
+    if asked != "auto":
+        return asked, f"W&B: {asked}"
+    if has_key():
+        return "online", "W&B: online (a key was found)"
+    return "disabled", "W&B: off (no WANDB_API_KEY; metrics.jsonl is the record)"
+
+
+class WandbSink:
+    """Mirrors records; the first failure turns it off with one line."""
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str,
+        entity: str | None,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        say: Callable[[str], None],
+    ):
+        self.say, self.run = say, None
+        try:
+            import wandb
+
+            self.run = wandb.init(
+                mode="online" if mode == "online" else "offline",
+                project=project,
+                entity=entity,
+                dir=str(run_dir),
+                id=f"{run_dir.parent.name}-{run_dir.name}".replace(":", "-"),
+                name=f"{run_dir.parent.name}/{run_dir.name}",
+                resume="allow",
+                config=dict(config),
+                settings=wandb.Settings(init_timeout=60, silent=True),
+            )
+        except Exception as error:
+            self._off(error)
+
+    def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None: ...
+
+    def tick(self, step: int) -> None: ...
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        for record in records:
+            tree = to_tree(record)
+            self._log({f"train/{k}": v for k, v in tree.items() if k != "step"}, record.step)
+
+    def validation(self, record: ValidationRecord) -> None:
+        tree = to_tree(record)
+        values = {f"validation/{k}": v for k, v in tree.items() if not isinstance(v, list) and k != "step"}
+        for key in ("rollout_per_horizon", "copy_last_per_horizon"):
+            values |= {f"validation/{key}/{i}": v for i, v in enumerate(tree[key], start=1)}
+        self._log(values, record.step)
+
+    def diagnostics(self, record: DiagnosticsRecord) -> None:
+        self._log(dict(record.values), record.step)
+
+    def message(self, text: str) -> None: ...
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        if self.run is None:
+            return
+        try:
+            self.run.log(dict(values), step=step)
+        except Exception as error:
+            self._off(error)
+
+    def _off(self, error: Exception) -> None:
+        self.run = None
+        self.say(f"W&B: turned off for this run ({' '.join(str(error).split())[:200]}); metrics.jsonl goes on")
+
+    def close(self) -> None:
+        if self.run is not None:
+            try:
+                self.run.finish()
+            except Exception as error:
+                self._off(error)
