@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,38 +62,42 @@ def save_checkpoint(
     trainer: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint folder beside its final name, then swap it in; the one before stays until that moment."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with _swapped_in(folder) as temporary:
         write_weights(temporary / WEIGHTS, weights, settings, info)
         torch.save(dict(trainer), temporary / TRAINER)
+
+
+def duplicate_checkpoint(source: Path, target: Path) -> None:
+    """The same checkpoint under a second name, by hard links where the file system has them."""
+    with _swapped_in(target) as temporary:
+        for file in source.iterdir():
+            try:
+                os.link(file, temporary / file.name)
+            except OSError:
+                shutil.copy2(file, temporary / file.name)
+
+
+@contextmanager
+def _swapped_in(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the body succeeds; CheckpointError when it cannot be written."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
         _swap_in(temporary, folder)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own write errors
         raise CheckpointError(
-            f"cannot be written: {error}", where=str(folder), fix="free disk space, then --resume"
+            f"cannot be written: {error}", where=str(folder), fix="make it writable or free disk space, then --resume"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def duplicate_checkpoint(source: Path, target: Path) -> None:
-    """The same checkpoint under a second name, by hard links where the file system has them."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for file in source.iterdir():
-        try:
-            os.link(file, temporary / file.name)
-        except OSError:
-            shutil.copy2(file, temporary / file.name)
-    _swap_in(temporary, target)
-
-
 def _swap_in(temporary: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # otherwise `old` may be all that a crash has left
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -101,7 +106,8 @@ def _swap_in(temporary: Path, folder: Path) -> None:
 def remove_old(checkpoints: Path, keep_last: int | None) -> None:
     """Delete all but the newest `keep_last` epoch checkpoints."""
     kept = sorted(checkpoints.glob("epoch_*"))
-    for folder in kept[: len(kept) - keep_last] if keep_last is not None else []:
+    excess = 0 if keep_last is None else max(0, len(kept) - keep_last)
+    for folder in kept[:excess]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

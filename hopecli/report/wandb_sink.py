@@ -30,12 +30,7 @@ def resolve_mode(asked: str) -> tuple[str, str]:
     """
     if asked == "online" and not has_key():
         fix = "set WANDB_API_KEY (in .env) or use --wandb offline"
-        raise SettingsError(
-            "there is no W&B key",
-            where="--wandb",
-            value=asked,
-            fix="set WANDB_API_KEY (in .env) or use --wandb offline",
-        )
+        raise SettingsError("there is no W&B key", where="--wandb", value=asked, fix=fix)
     if asked != "auto":
         return asked, f"W&B: {asked}"
     if has_key():

@@ -1,0 +1,187 @@
+"""The survey of a folder of clips as tables, and its progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hopecli.data.survey import Finding, PresetFit, Survey
+from hopecli.report.console import make_console, say
+from hopecli.report.tables import number, pairs_table, plain_table
+
+# Off a terminal a long survey says where it is, but not so often that a log fills up.
+LINE_SECONDS = 10.0
+
+
+class SurveyProgress:
+    """One bar with an ETA per stage on a terminal, else a line on stderr every ten seconds."""
+
+    def __init__(self) -> None:
+        self.console = make_console(stderr=True)
+        self.bars: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.stage, self.started, self.said = "", 0.0, 0.0
+
+    def __enter__(self) -> SurveyProgress:
+        if self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self.bars = Progress(*columns, console=self.console)
+            self.bars.start()
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.started, self.said = stage, now, now
+        if self.bars is not None:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bars.add_task(stage, total=total)
+            self.bars.update(self.tasks[stage], completed=done)
+        elif now - self.said >= LINE_SECONDS:
+            self.said = now
+            say(f"{stage}: {done} of {total}, ETA {(now - self.started) / done * (total - done):.0f} s")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+
+def survey_tables(survey: Survey) -> list[Table]:
+    """Sizes, content, findings and presets."""
+    tables = [
+        pairs_table(f"Clips in {escape(survey.folder)}", _sizes(survey)),
+        pairs_table(_content_title(survey), _content(survey)),
+        pairs_table("Actions", _actions(survey)),
+    ]
+    if survey.findings:
+        rows = [_finding_row(finding) for finding in survey.findings]
+        columns = ["severity", "code", "clips", "first clips", "example"]
+        tables.append(plain_table("Findings", columns, rows, numbers_from=len(columns)))
+    if survey.presets:
+        columns = ["preset", "fits", "overrides it needs", "split"]
+        rows = [_preset_row(fit) for fit in survey.presets]
+        tables.append(plain_table("Presets on these clips", columns, rows, numbers_from=len(columns)))
+    return tables
+
+
+def verdict(survey: Survey) -> str:
+    """One line at the end."""
+    if not survey.findings:
+        return f"No defects found in {survey.clips} clips ({survey.content_read} read whole)."
+    kinds = f"{survey.errors} kind(s) of error, {survey.warnings} of warning"
+    return f"{kinds}; {survey.usable} of {survey.clips} clips are usable."
+
+
+def _sizes(survey: Survey) -> Mapping[str, Any]:
+    g, ids = survey.geometry, survey.ids
+    gaps = "no gaps"
+    if ids.missing:
+        shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ids.gaps)
+        gaps = f"{ids.missing} ids missing: {shown}"
+    grid = None if g.grid is None else f"{g.grid[0]} x {g.grid[1]}"
+    frames = ", ".join(f"{t} in {n} clips" for t, n in g.frame_counts.items())
+    rate = survey.storage.read_bytes_per_second
+    return {
+        "clips": f"{survey.clips}, ids {ids.first} to {ids.last}, {gaps}",
+        "usable": f"{survey.usable} pass training's check for {survey.checked_frames} frames",
+        "feature map": escape(survey.feature_map),
+        "layouts": escape(_counts(survey.layouts)),
+        "dtypes": _counts(survey.dtypes),
+        "encoded frames T": frames or None,
+        "patches N, grid": None if g.patches is None else f"{g.patches}, {grid or 'not square'}",
+        "width D": g.width,
+        "sizes inferred from": None if g.inferred_from is None else escape(g.inferred_from),
+        "states, extrinsics": f"in {survey.states} and {survey.extrinsics} clips",
+        "on disk": size(survey.storage.bytes),
+        "read rate": None if rate is None else f"{size(rate)}/s (page cache included)",
+        "surveyed in": f"{survey.seconds:.1f} s",
+    }
+
+
+def _content_title(survey: Survey) -> str:
+    what = "all clips" if survey.depth == "deep" else "a sample; --deep reads all"
+    return f"Features of {survey.content_read} clips ({what})"
+
+
+def _content(survey: Survey) -> Mapping[str, Any]:
+    f, motion = survey.features, survey.motion
+    if f is None:
+        return {"mean, std": None}
+    width = survey.geometry.width
+    copies = survey.duplicates
+    alike = f", {copies.alike} more look alike (--deep compares them)" if copies.alike else ""
+    return {
+        "mean, std": f"{f.mean:.4f}, {f.std:.4f}",
+        "range": f"{f.min:.4g} to {f.max:.4g}",
+        "dead dimensions": f"{f.dead_count} of {width}{_some(f.dead_dimensions)}",
+        "outlier dimensions": f"{f.outlier_count} with rms over 5x the median{_some(f.outlier_dimensions)}",
+        "copy-last L1 per horizon": None if motion is None else "  ".join(number(x) for x in motion.copy_last_l1),
+        "": "the error of repeating frame 0, in the normalised space: the number every model must beat",
+        "duplicates": f"{copies.clips}{alike}",
+    }
+
+
+def _actions(survey: Survey) -> Mapping[str, Any]:
+    a = survey.actions
+    ranges = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in a.range)
+    return {
+        "width A": a.width,
+        "rows": _counts({str(rows): n for rows, n in a.rows.items()}) or None,
+        "original frames": a.original_frames,
+        "alignments that fit": ", ".join(f"{rule} ({n})" for rule, n in a.alignments.items() if n) or "none",
+        "suggested alignment": None
+        if a.suggested_alignment is None
+        else f"{a.suggested_alignment}: {a.suggested_because}",
+        "range per dimension": ranges or None,
+        "zero actions": None
+        if a.zero_rows is None or a.zero_clips is None
+        else f"{100 * a.zero_rows:.1f} % of rows, {100 * a.zero_clips:.1f} % of clips have none other",
+    }
+
+
+def _finding_row(finding: Finding) -> list[str]:
+    more = ", ..." if finding.count > len(finding.clips) else ""
+    return [
+        finding.severity,
+        finding.code,
+        str(finding.count),
+        escape(", ".join(finding.clips) + more),
+        escape(finding.example),
+    ]
+
+
+def _preset_row(fit: PresetFit) -> list[str]:
+    split = "-"
+    if fit.train_clips is not None and fit.held_out_ids is not None:
+        split = f"{fit.train_clips} train, {fit.held_out_clips} held out (ids {_range(fit.held_out_ids)})"
+    needs = fit.problem or " ".join(fit.overrides)
+    return [fit.name, "yes" if fit.fits else "no", escape(needs) or "none", split]
+
+
+def _range(ids: tuple[int, int]) -> str:
+    return str(ids[0]) if ids[0] == ids[1] else f"{ids[0]} to {ids[1]}"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({n})" for what, n in counts.items())
+
+
+def _some(dimensions: tuple[int, ...]) -> str:
+    return f": {', '.join(map(str, dimensions))}" if dimensions else ""
+
+
+def size(count: float) -> str:
+    """Bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

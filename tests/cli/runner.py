@@ -1,0 +1,87 @@
+"""Runs the real command line, in this process (fast) or in one of its own (signals, several processes)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Small enough for seconds, large enough to have every part: 20 clips, 18 training, 4 steps per epoch.
+TINY = [
+    "data.physics.clips=20",
+    "data.grid=2",
+    "data.embed_dim=8",
+    "data.batch_size=4",
+    "model.width=16",
+    "model.depth=1",
+    "model.num_heads=2",
+    "training.epochs=2",
+    "training.evaluate_every=1",
+    "training.save_every=1",
+    "logging.log_every=2",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The test machine's environment without the user's HOPE_ and WANDB_ settings; caches go to `folder`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOPE_", "WANDB_"))}
+    return {**kept, "HOPE_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "160"}
+
+
+def hope(arguments: Sequence[str], folder: Path, **extra: str) -> Outcome:
+    """`hope ARGUMENTS` with `folder` as working directory and `extra` environment variables."""
+    from hopecli.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with _place(folder, {**environment(folder), **extra}), _argv(arguments):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+                code = 0
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _place(folder: Path, variables: dict[str, str]) -> Iterator[None]:
+    before, here = dict(os.environ), Path.cwd()
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _argv(arguments: Sequence[str]) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = ["hope", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def only_run(folder: Path) -> Path:
+    """The one run directory under `folder`/runs."""
+    runs = sorted((folder / "runs").glob("*/*/config.yaml"))
+    assert len(runs) == 1, runs
+    return runs[0].parent

@@ -1,0 +1,109 @@
+"""A user's mistake is one clear line on stderr and the documented exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hopecli.data.make_clips import make_clips
+from tests.cli.runner import TINY, Outcome, hope, only_run
+
+QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
+
+
+def one_line(outcome: Outcome) -> str:
+    """The error, after checking that it stands alone below the banner."""
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    lines = outcome.err.splitlines()
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert errors == [len(lines) - 1], outcome.err
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train"], 2, ["no preset is given", "quickstart"]),
+        (["train", "--preset", "quickstrt"], 2, ["quickstrt", "Did you mean quickstart"]),
+        (["train", "--preset", "quickstart", "data.batchsize=4"], 2, ["data.batchsize", "nearest: data.batch_size"]),
+        (["train", "--preset", "vjepa2_ac"], 3, ["--data-dir", "HOPE_DATA_DIR", "clip_00001/feature_maps"]),
+        (["train", "--preset", "vjepa2_ac", "--data-dir", "absent"], 3, ["absent", "no such folder"]),
+        (["train", "--preset", "quickstart", "--device", "tpu"], 2, ["training.device", "tpu"]),
+        (["train", "--preset", "quickstart", "--device", "cpu", "--precision", "fp16"], 5, ["fp16", "cpu"]),
+        ([*QUICK, "data.batch_size=40"], 2, ["data.batch_size", "18 training clips"]),
+        (["train", "--preset", "quickstart", "data.batch_size=9", "training.accumulate=2"], 2, ["must divide"]),
+        (["eval"], 2, ["--ckpt"]),
+        (["eval", "--ckpt", "absent"], 4, ["absent", "no such file"]),
+        (["eval", "--ckpt", "."], 4, ["no checkpoint in it"]),
+        (["presets", "absent"], 2, ["absent"]),
+        (["make-clips", "out", "--domain", "icy"], 2, ["icy", "ice"]),
+        (["make-clips", "out", "--clips", "0"], 2, ["clips"]),
+    ],
+)
+def test_mistakes(arguments: list[str], code: int, words: list[str], tmp_path: Path) -> None:
+    outcome = hope(arguments, tmp_path)
+    assert outcome.code == code, outcome.err
+    line = one_line(outcome)
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_cuda_that_is_not_there(tmp_path: Path) -> None:
+    import torch
+
+    outcome = hope(["train", "--preset", "quickstart", "--device", "cuda", *TINY], tmp_path)
+    if torch.cuda.is_available():
+        assert outcome.code == 0
+    else:
+        assert outcome.code == 5
+        assert "no CUDA device" in one_line(outcome)
+
+
+def test_diverged_run_exits_6_and_keeps_its_record(tmp_path: Path) -> None:
+    outcome = hope([*QUICK, "optimizer.lr=1e30", "optimizer.grad_clip=null"], tmp_path)
+    assert outcome.code == 6
+    assert "not finite at step" in one_line(outcome)
+    assert (only_run(tmp_path) / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+def test_nan_clip_names_the_clip(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
+    path = tmp_path / "clips/clip_00003/feature_maps/vjepa2_vitl16.npy"
+    features = np.load(path)
+    features[2, 1, 5] = np.nan
+    np.save(path, features)
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1"]
+    for workers in ("0", "1"):
+        outcome = hope([*command, f"data.workers={workers}"], tmp_path)
+        assert outcome.code == 3
+        assert "clip_00003: features hold NaN" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip"], tmp_path)
+    assert outcome.code == 3
+    assert "data.max_skipped" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.5"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "skipping clip_00003" in outcome.err
+
+
+def test_broken_clip_is_skipped_on_request_and_listed(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
+    (tmp_path / "clips/clip_00004/actions_states/actions.npy").unlink()
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 3
+    assert "clip_00004" in one_line(outcome)
+    assert "actions.npy is missing" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "clip_00004" in (only_run(tmp_path) / "split.json").read_text()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    from hopecli.errors import DataError
+
+    with pytest.raises(DataError):
+        hope(["train", "--preset", "vjepa2_ac", "--debug"], tmp_path)

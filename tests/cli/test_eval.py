@@ -1,0 +1,159 @@
+"""hope eval through the real command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hopecli.data.make_clips import make_clips
+from tests.cli.runner import TINY, hope, only_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eval")
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "data.val_split=0.3"]
+    assert hope(command, folder).code == 0
+    return only_run(folder)
+
+
+def evaluate(run: Path, *arguments: str) -> dict[str, Any]:
+    outcome = hope(["eval", "--ckpt", str(run), "--device", "cpu", "--json", *arguments], run.parents[2])
+    assert outcome.code == 0, outcome.err
+    result: dict[str, Any] = json.loads(outcome.out)
+    return result
+
+
+def row(results: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(r for r in results["rows"] if r["name"] == name)
+    return found
+
+
+def test_defaults_to_the_held_out_part(run: Path) -> None:
+    results = evaluate(run)
+    assert results["clips"] == 6
+    assert results["overlap_with_training"] == 0
+    assert [r["name"] for r in results["rows"]] == ["model", "copy_last", "zero_action", "shuffled_action"]
+    assert results["context_frames"] == 1
+    assert results["T_rollout"] == 7
+    for r in results["rows"]:
+        assert r["l1"]["low"] <= r["l1"]["mean"] <= r["l1"]["high"]
+        assert np.mean([x["mean"] for x in r["l1_per_horizon"]]) == pytest.approx(r["l1"]["mean"])
+    assert json.loads((run / "eval/held_out/results.json").read_text()) == results
+    assert (run / "eval/held_out/error_against_horizon.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_agrees_with_the_last_validation(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validation = [line for line in lines if line["type"] == "validation"][-1]
+    results = evaluate(run)
+    # Same weights and clips, other batch size: float32 rounding.
+    assert row(results, "model")["l1"]["mean"] == pytest.approx(validation["loss_rollout"], rel=1e-5)
+    assert results["loss_teacher"]["mean"] == pytest.approx(validation["loss_teacher"], rel=1e-5)
+
+
+def test_baselines_by_hand(run: Path) -> None:
+    """copy-last, relative and error-to-signal from the files in float64; 1e-5 covers float32 means."""
+    split = json.loads((run / "split.json").read_text())
+    (clips,) = (run.parents[2] / "cache" / "physics").iterdir()
+    x = np.stack([np.load(clips / c / "feature_maps/vjepa2_vitl16.npy") for c in split["held_out"]]).astype(np.float64)
+    h = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)  # [n, T, N, D]
+    copy = np.abs(h[:, 1:] - h[:, :1]).mean(axis=(0, 2, 3))
+    results = evaluate(run)
+    last = row(results, "copy_last")
+    assert [v["mean"] for v in last["l1_per_horizon"]] == pytest.approx(copy, rel=1e-5)
+    assert last["relative"] == pytest.approx(1.0)
+    unit = h / np.linalg.norm(h, axis=-1, keepdims=True)
+    cosine = (unit[:, 1:] * unit[:, :1]).sum(-1).mean(axis=(0, 2))
+    assert [v["mean"] for v in last["cosine_per_horizon"]] == pytest.approx(cosine, rel=1e-5)
+    std = h[:, 1:].reshape(len(h), 7, -1).std(axis=-1, ddof=1).mean(axis=0)
+    assert last["error_to_signal_per_horizon"] == pytest.approx(copy / std, rel=1e-5)
+    assert results["ratio_to_copy_last"] == pytest.approx(row(results, "model")["l1"]["mean"] / copy.mean(), rel=1e-5)
+
+
+def test_action_rows_differ_and_sensitivity_is_their_gap(run: Path) -> None:
+    results = evaluate(run)
+    model, shuffled = row(results, "model")["l1"]["mean"], row(results, "shuffled_action")["l1"]["mean"]
+    assert row(results, "zero_action")["l1"]["mean"] != model
+    assert results["action_sensitivity"]["mean"] == pytest.approx(shuffled - model, abs=1e-9)
+    assert results["action_sensitivity_relative"] == pytest.approx((shuffled - model) / model, rel=1e-6)
+
+
+def test_file_and_preset_and_context(run: Path, tmp_path: Path) -> None:
+    file = run / "checkpoints/last/model.safetensors"
+    assert row(evaluate(file), "model") == row(evaluate(run), "model")
+    results = evaluate(run, "--preset", "test_ac_predictor", "evaluation.context_frames=3", "evaluation.T_rollout=2")
+    assert (results["context_frames"], results["T_rollout"]) == (3, 2)
+    assert len(row(results, "model")["l1_per_horizon"]) == 2
+    copied = tmp_path / "alone.safetensors"  # without its run directory: the split is made again and must match
+    shutil.copy(file, copied)
+    alone = evaluate_in(run.parents[2], copied)
+    assert row(alone, "model") == row(evaluate(run), "model")
+    assert (run.parents[2] / "runs/eval/alone/held_out/results.json").is_file()
+
+
+def evaluate_in(folder: Path, file: Path) -> dict[str, Any]:
+    outcome = hope(["eval", "--ckpt", str(file), "--device", "cpu", "--json"], folder)
+    assert outcome.code == 0, outcome.err
+    result: dict[str, Any] = json.loads(outcome.out)
+    return result
+
+
+def test_overlap_with_training_is_marked(run: Path, tmp_path: Path) -> None:
+    (clips,) = (run.parents[2] / "cache" / "physics").iterdir()
+    split = json.loads((run / "split.json").read_text())
+    mixed = tmp_path / "mixed"
+    make_clips(mixed, clips=3, grid=2, dim=8, domain="ice", seed=9)
+    for i, name in enumerate(split["train"][:2]):  # other names: recognised by content
+        shutil.copytree(clips / name, mixed / f"clip_{100 + i}")
+    outcome = hope(["eval", "--ckpt", str(run), "--device", "cpu", "--data-dir", str(mixed), "--json"], run.parents[2])
+    assert outcome.code == 0
+    assert "warning: the checkpoint was trained on 2 of these 5 clips" in outcome.err
+    results = json.loads(outcome.out)
+    assert results["overlap_with_training"] == 2
+    assert results["clips"] == 5
+    copy = tmp_path / "copy"
+    shutil.copytree(clips, copy)  # a copy of the training folder: again only its held-out part
+    assert evaluate(run, "--data-dir", str(copy))["clips"] == 6
+    assert evaluate(run, "evaluation.clips=all")["overlap_with_training"] == 14
+
+
+def test_per_clip_file_worst_first(run: Path) -> None:
+    results = evaluate(run, "evaluation.num_worst_clips=2", "--name", "worst")
+    with open(run / "eval/worst/per_clip.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    errors = [float(r["l1"]) for r in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert results["worst_clips"] == [r["clip"] for r in rows[:2]]
+    assert np.mean(errors) == pytest.approx(row(results, "model")["l1"]["mean"])
+    assert float(rows[0]["l1_h7"]) > 0
+
+
+def test_mistakes(run: Path, tmp_path: Path) -> None:
+    folder = run.parents[2]
+    outcome = hope(["eval", "--ckpt", str(run), "model.depth=3"], folder)
+    assert outcome.code == 2
+    assert "belongs to the checkpoint" in outcome.err
+    make_clips(tmp_path / "wide", clips=2, grid=2, dim=16, domain="base", seed=0)
+    outcome = hope(["eval", "--ckpt", str(run), "--data-dir", str(tmp_path / "wide")], folder)
+    assert outcome.code == 3
+    assert "features have width 16, but data.embed_dim = 8" in outcome.err
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes((run / "checkpoints/last/model.safetensors").read_bytes()[:200])
+    outcome = hope(["eval", "--ckpt", str(torn)], folder)
+    assert outcome.code == 4
+    assert "not a readable .safetensors file" in outcome.err
+
+
+def test_single_clip_has_no_interval_and_no_shuffled_row(run: Path, tmp_path: Path) -> None:
+    make_clips(tmp_path / "one", clips=1, grid=2, dim=8, domain="base", seed=5)
+    results = evaluate(run, "--data-dir", str(tmp_path / "one"))
+    assert results["action_sensitivity"] is None
+    assert row(results, "model")["l1"]["low"] is None
+    assert "shuffled_action" not in [r["name"] for r in results["rows"]]

@@ -1,0 +1,153 @@
+"""A stopped and resumed run is the run that was never stopped; signals and several processes are real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.runner import TINY, environment, hope, only_run
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=6", "logging.log_every=1"]
+LONG += ["model.drop_path=0.3", "model.depth=2"]  # random numbers in every step
+
+
+def start(arguments: list[str], folder: Path, **extra: str) -> subprocess.Popen[str]:
+    variables = {**environment(folder), "PYTHONPATH": str(ROOT), **extra}
+    command = [sys.executable, "-m", "hopecli.cli.main", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    for _ in range(1200):
+        files = list((folder / "runs").glob("*/*/metrics.jsonl"))
+        if files and len(files[0].read_text().splitlines()) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run never got that far")
+
+
+def records(run: Path) -> list[tuple[object, ...]]:
+    """What must not depend on an interruption: everything but times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("type", "step", "epoch", "loss", "loss_teacher", "loss_rollout", "lr", "grad_norm", "rollout_per_horizon")
+    return [tuple(str(line.get(key)) for key in keys) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert hope(LONG, folder).code == 0
+    return only_run(folder)
+
+
+def test_sigterm_saves_and_resume_ends_bit_identical(uninterrupted: Path, tmp_path: Path) -> None:
+    process = start([*LONG, "data.workers=1"], tmp_path)
+    wait_for_steps(tmp_path, 6)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "Go on with: hope train --resume" in err
+    assert "Traceback" not in err
+    run = only_run(tmp_path)
+    stopped_at = len([r for r in records(run) if r[0] == "train"])
+    assert 6 <= stopped_at < 24
+    outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["steps"] == 24
+    assert records(run) == records(uninterrupted)
+    whole = load_file(uninterrupted / "checkpoints/last/model.safetensors")
+    resumed = load_file(run / "checkpoints/last/model.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    a = torch.load(uninterrupted / "checkpoints/last/trainer.pt", weights_only=True)["optimizer"]["state"]
+    b = torch.load(run / "checkpoints/last/trainer.pt", weights_only=True)["optimizer"]["state"]
+    assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+
+
+def test_lines_after_the_last_checkpoint_are_dropped(uninterrupted: Path, tmp_path: Path) -> None:
+    process = start(LONG, tmp_path)
+    wait_for_steps(tmp_path, 7)  # past the checkpoint of epoch 1 (step 4)
+    process.kill()
+    process.communicate(timeout=60)
+    outcome = hope(["train", "--resume", str(only_run(tmp_path).relative_to(tmp_path))], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert records(only_run(tmp_path)) == records(uninterrupted)
+
+
+def test_ctrl_c_twice_aborts(tmp_path: Path) -> None:
+    process = start([*LONG, "training.epochs=500", "training.evaluate_every=0", "data.batch_size=18"], tmp_path)
+    wait_for_steps(tmp_path, 2)
+    os.kill(process.pid, signal.SIGSTOP)  # both signals arrive while the process cannot handle the first
+    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (75, 130), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--resume", "nowhere"], 4, "not a run directory"),
+        (["--resume", "last"], 4, "no run with a checkpoint"),
+        (["--resume", "last", "--preset", "quickstart"], 2, "cannot be combined"),
+        (["--resume", "last", "optimizer.lr=1"], 2, "cannot change in a resumed run"),
+    ],
+)
+def test_resume_mistakes(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
+    outcome = hope(["train", *arguments], tmp_path)
+    assert outcome.code == code
+    assert words in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_changed_clips_are_refused(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
+    assert hope(command, tmp_path).code == 0
+    (clips,) = (tmp_path / "cache" / "physics").iterdir()
+    next(clips.glob("clip_*")).rename(clips / "clip_77777")
+    outcome = hope(["train", "--resume", "last"], tmp_path)
+    assert outcome.code == 4
+    assert "split's hash differs" in outcome.err
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """torchrun with gloo: same global batches, so the same losses up to the order of sums (float32)."""
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "logging.log_every=1"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    assert hope(command, tmp_path / "one").code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "hopecli.cli.main", *command, "--json"],
+        cwd=tmp_path / "two",
+        env={**environment(tmp_path / "two"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 8
+    one, two = only_run(tmp_path / "one"), only_run(tmp_path / "two")
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    for a, b in zip(records(one), records(two), strict=True):
+        assert a[:3] == b[:3]
+        if a[0] == "train":
+            # 1e-3: float32 sums in another order, grown over 8 Adam steps.
+            assert float(str(b[3])) == pytest.approx(float(str(a[3])), rel=1e-3)
+            assert float(str(b[7])) == pytest.approx(float(str(a[7])), rel=1e-2)
