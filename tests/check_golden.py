@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,13 @@ def main(files: list[str]) -> int:
     for file in files:
         try:
             errors = max_abs_errors(Path(file))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
             print(f"{file}: {error}", file=sys.stderr)
             status = 2
             continue
-        for name, error in errors.items():
-            print(f"{file} {name} {error:.3e}")
-            if not error <= TOLERANCE:  # also catches NaN
+        for name, largest in errors.items():
+            print(f"{file} {name} {largest:.3e}")
+            if not largest <= TOLERANCE:  # also catches NaN
                 status = max(status, 1)
     return status
 

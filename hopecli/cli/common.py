@@ -75,9 +75,7 @@ def environment_facts(runtime: Runtime) -> dict[str, Any]:
     """What environment.json records: command, versions, machine, and the device chosen."""
     import dataclasses
     import sys
-
-    import accelerate
-    import numpy
+    from importlib.metadata import version
 
     from hopecli import __version__
     from hopecli.hardware import probe
@@ -86,8 +84,8 @@ def environment_facts(runtime: Runtime) -> dict[str, Any]:
         "command": ["hope", *sys.argv[1:]],
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "hopecli": __version__,
-        "accelerate": accelerate.__version__,
-        "numpy": numpy.__version__,
+        "accelerate": version("accelerate"),
+        "numpy": version("numpy"),
         "processes": runtime.world,
         "hardware": dataclasses.asdict(probe()),
         "choice": dataclasses.asdict(runtime.choice),

@@ -68,7 +68,7 @@ def score_clips(
                 continue
             others = None
             if donors and len(names) > 1:
-                others = torch.stack([store.read_actions(donors[name]) for name in loaded.clips.names])
+                others = torch.stack([_donated_actions(store, donors, name) for name in loaded.clips.names])
             with runtime.autocast():
                 _score_batch(model, loaded.clips.to(runtime.device), others, plan, scores)
     finally:
@@ -109,6 +109,17 @@ def action_donors(names: Sequence[str], seed: int) -> list[str]:
     for here, there in zip(order, [*order[1:], *order[:1]], strict=True):
         donors[here] = names[there]
     return donors
+
+
+def _donated_actions(store: ClipStore, donors: dict[str, str], name: str) -> Tensor:
+    """Actions [T-1, A] of the clip's donor, or of the next in the cycle whose actions can be read."""
+    donor = donors[name]
+    while donor != name:
+        try:
+            return store.read_actions(donor)
+        except DataError:
+            donor = donors[donor]
+    return store.read_actions(name)
 
 
 def _join(scores: ClipScores, names: Sequence[str], runtime: Runtime) -> ClipScores:

@@ -15,11 +15,42 @@ from torch import Tensor, nn
 from hopecli.models.rope import RotaryTables, rotate
 
 
+class KeyValueBuffer:
+    """Room for keys and values, each [B, H, capacity, hd], of which the first `used` tokens are written."""
+
+    def __init__(self, like: Tensor, capacity: int):
+        shape = (*like.shape[:2], capacity, like.shape[3])
+        self.key, self.value, self.used = like.new_empty(shape), like.new_empty(shape), 0
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Write k and v [B, H, L, hd] behind the used tokens."""
+        start, self.used = self.used, self.used + k.shape[2]
+        self.key[:, :, start : self.used] = k
+        self.value[:, :, start : self.used] = v
+
+
 class KeyValue(NamedTuple):
-    """Rotated keys and values of the frames seen so far, each [B, H, P, hd]."""
+    """Rotated keys and values of the frames seen so far, each [B, H, P, hd]: a value that never changes.
+
+    Without gradients they are views of a shared `buffer`, which grows by doubling, so that a rollout does not copy the
+    past at each step. Only the newest memory may write into the room behind it; an older one copies first.
+    """
 
     key: Tensor
     value: Tensor
+    buffer: KeyValueBuffer | None = None
+
+    def extended(self, k: Tensor, v: Tensor) -> KeyValue:
+        """These and new keys and values [B, H, L, hd]."""
+        if torch.is_grad_enabled():
+            return KeyValue(torch.cat([self.key, k], dim=2), torch.cat([self.value, v], dim=2))
+        buffer, seen = self.buffer, self.key.shape[2]
+        needed = seen + k.shape[2]
+        if buffer is None or buffer.used != seen or buffer.key.shape[2] < needed:
+            buffer = KeyValueBuffer(k, 2 * needed)
+            buffer.append(self.key, self.value)
+        buffer.append(k, v)
+        return KeyValue(buffer.key[:, :, :needed], buffer.value[:, :, :needed], buffer)
 
 
 def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int) -> Tensor:
@@ -49,13 +80,12 @@ class FrameCausalAttention(nn.Module):
     def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """x [B, L, W] -> output [B, L, W] and the cache including these tokens."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, L, 3, H, hd]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, L, hd]
+        qk, v = qkv.permute(2, 0, 3, 1, 4).split((2, 1))  # [2, B, H, L, hd] and [1, B, H, L, hd]
         if rotary is not None:
-            q, k = rotate(q, rotary).to(v.dtype), rotate(k, rotary).to(v.dtype)
-        if past is not None:
-            k, v = torch.cat([past.key, k], dim=2), torch.cat([past.value, v], dim=2)
-        out = frame_causal_attention(q, k, v, tokens_per_frame=self.tokens_per_frame)
-        return self.proj(out.transpose(1, 2).flatten(2)), KeyValue(k, v)
+            qk = rotate(qk, rotary).to(v.dtype)
+        cache = KeyValue(qk[1], v[0]) if past is None else past.extended(qk[1], v[0])
+        out = frame_causal_attention(qk[0], cache.key, cache.value, tokens_per_frame=self.tokens_per_frame)
+        return self.proj(out.transpose(1, 2).flatten(2)), cache
 
 
 class GeluMLP(nn.Module):

@@ -41,7 +41,12 @@ class Predictor(Protocol):
 
 
 class PredictorModule(nn.Module):
-    """Base of all predictors: fixed sizes, the parallel call's shape handling and the default scan over `step`."""
+    """Base of all predictors: fixed sizes, the parallel call's shape handling and the default scan over `step`.
+
+    carries_memory: whether the memory after one clip may start another clip (a key/value cache may not).
+    """
+
+    carries_memory = False
 
     def __init__(self, *, embed_dim: int, action_dim: int, grid: int):
         super().__init__()

@@ -20,11 +20,11 @@ from hopecli.models.hope.update import surprise
 def diagnostics(
     model: HopePredictor, frames: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None = None
 ) -> dict[str, float]:
-    """Means over clips, teacher-forced: frames [B, T, N, D], actions and states [B, T, A], extrinsics [B, T, A-1] or None.
+    """Means over clips, teacher-forced: frames [B, T, N, D], actions, states [B, T, A], extrinsics [B, T, A-1] or None.
 
     `hope/block_00/eta`, `/alpha`: mean rate and retention. Per memory (k, v, eta, alpha, mem):
-    `hope/block_00/mem/surprise`: mean |M(k_i) - M(v_i)| before each write, and `/change`: Frobenius norm of the weights'
-    change over the T frames / norm of the initial state, W_in and W_out together.
+    `hope/block_00/mem/surprise`: mean |M(k_i) - M(v_i)| before each write, and `/change`: Frobenius norm of the
+    weights' change over the T frames / norm of the initial state, W_in and W_out together.
     """
     sums: dict[str, list[Tensor]] = defaultdict(list)
     memory: HopeMemory = model.initial_state(frames.shape[0])

@@ -118,8 +118,8 @@ class HopePredictor(TokenPredictor):
         memory: HopeMemory,
         t: int,
     ) -> tuple[Tensor, HopeMemory]:
-        """See `Predictor.step`. Any memory goes with any t, which only places the frame in the rotary embedding: a memory
-        may be carried from one clip into the next.
+        """See `Predictor.step`. Any memory goes with any t, which only places the frame in the rotary embedding: a
+        memory may be carried from one clip into the next.
         """
         every = self.truncate_memory_gradient
         if every is not None and t > 0 and t % every == 0:

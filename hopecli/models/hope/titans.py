@@ -29,8 +29,8 @@ SELF_MEMORIES = 4  # k, v, eta, alpha: read at the start of a frame; the fifth, 
 class FastWeights:
     """A block's memory after a frame: a value, independent of the model's parameters.
 
-    `mem` holds the fifth memory after the frame's write. The other four are next read in the next frame, so they are kept
-    as they were before this frame, with the `write` they still owe: after the last frame nobody pays for it.
+    `mem` holds the fifth memory after the frame's write. The other four are next read in the next frame, so they are
+    kept as they were before this frame, with the `write` they still owe: after the last frame nobody pays for it.
     """
 
     mem: MemoryWeights

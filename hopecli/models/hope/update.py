@@ -27,7 +27,7 @@ EPS = 1e-6
 class Write(NamedTuple):
     """What a frame writes into every memory: keys and values [B, C, d], rates eta [B, C], retention alpha [B].
 
-    `solved_keys` [B, C, d] is (I + L)^-T N of W_in: its inputs are the keys, so all memories share it.
+    `solved_keys` [B, C, d] is diag(eta / sqrt(d)) (I + L)^-T N of W_in; its inputs are the keys: shared by memories.
     """
 
     keys: Tensor
@@ -48,7 +48,7 @@ def prepare_write(keys: Tensor, values: Tensor, eta: Tensor, alpha: Tensor) -> W
         unit = keys * keys.shape[-1] ** -0.5
         lower = eta[..., None] * torch.bmm(unit, unit.mT)  # [B, C, C]; the solve reads its strictly lower part
         solved = torch.linalg.solve_triangular(lower.mT, unit, upper=True, unitriangular=True)
-    return Write(keys, values, eta, alpha, solved)
+        return Write(keys, values, eta, alpha, solved * (eta * keys.shape[-1] ** -0.5)[..., None])
 
 
 def apply_write(weights: MemoryWeights, write: Write) -> MemoryWeights:
@@ -60,17 +60,17 @@ def apply_write(weights: MemoryWeights, write: Write) -> MemoryWeights:
         alpha = write.alpha[:, None, None, None]  # [B, 1, 1, 1]
         # gelu_backward(g, a) is g * GELU'(a) in one kernel.
         delta = torch.ops.aten.gelu_backward(per_memory(error, w_out.mT), hidden)  # [B, m, C, h]
-        signal_in = (alpha * hidden + delta) * (eta * w_in.shape[-1] ** -0.5)
+        signal_in = torch.addcmul(delta, alpha, hidden)
         gram = torch.matmul(active, active.mT)  # [B, m, C, C]
         size = (gram.diagonal(dim1=-2, dim2=-1) + EPS * w_in.shape[-2]).sqrt()[..., None]  # [B, m, C, 1]
         rate = eta / size
-        signal_out = rate * (alpha * recalled + error)  # [B, m, C, d]
+        signal_out = rate * torch.addcmul(error, alpha, recalled)  # [B, m, C, d]
         lower = rate * gram / size.mT
         solved = torch.linalg.solve_triangular(lower, signal_out, upper=False, unitriangular=True)
-        solved_keys = write.solved_keys[:, None].expand(-1, w_in.shape[-3], -1, -1)
+        solved_keys = -write.solved_keys[:, None].expand(-1, w_in.shape[-3], -1, -1)
         return MemoryWeights(
-            _subtract_outer(alpha * w_in, signal_in, solved_keys),
-            _subtract_outer(alpha * w_out, solved / size, active),
+            _retain_and_add(alpha, w_in, signal_in, solved_keys),
+            _retain_and_add(alpha, w_out, solved / -size, active),
         )
 
 
@@ -94,7 +94,7 @@ def _recall(w_in: Tensor, w_out: Tensor, write: Write) -> tuple[Tensor, Tensor, 
     return hidden, active, recalled, recalled - target + (keys - values)
 
 
-def _subtract_outer(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """weight [B, m, o, i] minus left^T right, left [B, m, C, o], right [B, m, C, i]."""
-    product = torch.baddbmm(weight.flatten(0, 1), left.flatten(0, 1).mT, right.flatten(0, 1), alpha=-1)
-    return product.unflatten(0, weight.shape[:2])
+def _retain_and_add(alpha: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """alpha [B, 1, 1, 1] times weight [(B,) m, o, i] plus left^T right, left [B, m, C, o], right [B, m, C, i]."""
+    product = torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1)).unflatten(0, left.shape[:2])  # [B, m, o, i]
+    return torch.addcmul(product, alpha, weight)

@@ -1,0 +1,214 @@
+"""Settings from presets and overrides: strictness, one report of all mistakes, inheritance, replacement, origins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hopecli.config.files import find_preset, list_presets, parse_yaml
+from hopecli.config.load import load_preset, load_tree, section_tree
+from hopecli.config.schema import ConvLSTMSettings, HopeSettings
+from hopecli.errors import SettingsError
+
+
+def mistakes(*overrides: str, preset: str = "vjepa2_ac") -> str:
+    """The message for overrides that are wrong."""
+    with pytest.raises(SettingsError) as raised:
+        load_preset(preset, overrides)
+    assert raised.value.exit_code == 2
+    return str(raised.value)
+
+
+def preset_file(folder: Path, name: str, text: str) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("data.batchsize=4", ("data.batchsize = 4", "unknown key", "nearest: data.batch_size")),
+        ("lr=1", ("lr = 1", "nearest: optimizer.lr")),
+        ("seed=1", ("nearest: training.seed",)),
+        ("data.batch_size=0", ("data.batch_size = 0", "greater than 0")),
+        ("data.batch_size=true", ("data.batch_size = True", "integer")),
+        ("data.batch_size=4.0", ("data.batch_size = 4.0", "integer")),
+        ("data.batch_size='4'", ("data.batch_size = '4'", "integer")),
+        ("optimizer.lr=fast", ("optimizer.lr = 'fast'", "number")),
+        ("optimizer.lr=.nan", ("optimizer.lr = nan", "finite")),
+        ("optimizer.betas=[0.9, 1.5]", ("optimizer.betas[1] = 1.5", "less than 1")),
+        ("data.action_alignment=pulse", ("'pulse'", "'impulse', 'per_timestep' or 'as_is'")),
+        ("model.kind=vit", ("model.kind = 'vit'", "vit_ac, convlstm, copy_last, hope")),
+        ("model.hidden=8", ("model.hidden = 8", "another kind of model")),
+        ("model.width=100", ("model.width = 100", "multiple of num_heads = 16")),
+        ("schedule.decay_pct=0.5", ("0.085 + 0.83 + 0.5", "sum to 1")),
+        ("training.accumulate=3", ("training.accumulate = 3", "divide data.batch_size = 64")),
+        ("objective.T_rollout=8", ("objective.T_rollout = 8", "= 9 exceeds num_timesteps = 8")),
+        ("objective.T_teacher=8", ("objective.T_teacher = 8", "at most data.num_timesteps - 1 = 7")),
+        ("objective.curriculum=[{epoch: 3}, {epoch: 3}]", ("objective.curriculum = [3, 3]", "epochs must ascend")),
+        ("objective.curriculum=[{epoch: -1}]", ("objective.curriculum[0].epoch = -1", "greater than or equal to 0")),
+        ("objective.curriculum=[{epoch: 2, T_rollout: 9}]", ("objective.curriculum[0].T_rollout = 9", "exceeds")),
+        ("objective.curriculum=[{epoch: 2, weight: 9}]", ("objective.curriculum[0].weight = 9", "unknown key")),
+        ("evaluation.T_rollout=8", ("evaluation.T_rollout = 8", "exceeds num_timesteps = 8")),
+        ("data=3", ("data = 3", "section")),
+        ("data.batch_size.x=3", ("data.batch_size.x = 3", "not a section")),
+        ("data.batch_size", ("data.batch_size", "KEY=VALUE")),
+        ("data.batch_size=[1", ("data.batch_size = '[1'", "not valid YAML")),
+    ],
+)
+def test_a_mistake_names_key_value_and_what_is_allowed(override: str, parts: tuple[str, ...]) -> None:
+    message = mistakes(override)
+    assert "mistakes" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_all_mistakes_come_in_one_message() -> None:
+    message = mistakes("data.batchsize=4", "optimizer.lr=-1", "model.width=100", "schedule.warmup_pct=2")
+    head, *lines = message.splitlines()
+    assert "preset vjepa2_ac" in head
+    assert "4 mistakes" in head
+    assert [line.split()[0].rstrip(":") for line in lines] == [
+        "data.batchsize",
+        "optimizer.lr",
+        "schedule.warmup_pct",
+        "model.width",
+    ]
+
+
+def test_mistakes_of_preset_and_overrides_are_reported_together(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, "wrong", "extends: vjepa2_ac\ndata: {grd: 4}\noptimizer: {lr: -1.0}\n")
+    message = mistakes("training.epochs=0", preset=path)
+    for part in ("data.grd = 4: unknown key; nearest: data.grid", "optimizer.lr = -1.0", "training.epochs = 0"):
+        assert part in message
+
+
+def test_extends_merges_sections_and_keeps_origins(tmp_path: Path) -> None:
+    preset_file(tmp_path, "parent", "description: parent\ndata: {grid: 4, embed_dim: 32}\noptimizer: {lr: 0.5}\n")
+    path = preset_file(tmp_path, "child", "extends: parent\ndata: {embed_dim: 64}\n")
+    resolved = load_preset(path, ["optimizer.lr=0.25"])
+    assert (resolved.settings.data.grid, resolved.settings.data.embed_dim) == (4, 64)
+    assert resolved.settings.optimizer.lr == 0.25
+    assert resolved.settings.description == ""  # a parent's description is not the child's
+    assert resolved.name == "child"
+    expected = {"data.grid": "parent", "data.embed_dim": "child", "optimizer.lr": "command line"}
+    assert {key: resolved.origins[key] for key in expected} == expected
+    assert resolved.origins["data.batch_size"] == "default"
+
+
+def test_extends_reaches_over_several_presets(tmp_path: Path) -> None:
+    preset_file(tmp_path, "a", "data: {grid: 2}\ntraining: {epochs: 1}\n")
+    preset_file(tmp_path, "b", "extends: a\ntraining: {epochs: 2}\n")
+    resolved = load_preset(preset_file(tmp_path, "c", "extends: b\ntraining: {seed: 9}\n"))
+    assert (resolved.settings.data.grid, resolved.settings.training.epochs, resolved.settings.training.seed) == (
+        2,
+        2,
+        9,
+    )
+
+
+def test_circular_extends_is_an_error(tmp_path: Path) -> None:
+    preset_file(tmp_path, "b", "extends: a\n")
+    path = preset_file(tmp_path, "a", "extends: b\n")
+    with pytest.raises(SettingsError, match=r"circle.*a -> b -> a"):
+        load_preset(path)
+
+
+def test_a_section_with_a_kind_is_replaced(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, "lstm", "extends: vjepa2_ac\nmodel: {kind: convlstm, hidden: 8}\n")
+    assert load_preset(path).settings.model == ConvLSTMSettings(hidden=8, kernel_size=3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.kind=convlstm", "model.hidden=8"],
+        ["model.hidden=8", "model.kind=convlstm"],
+        ["model={kind: convlstm, hidden: 8}"],
+        ["model.hidden=8", "model={kind: convlstm}"],
+    ],
+)
+def test_kind_override_replaces_the_model(overrides: list[str]) -> None:
+    assert load_preset("vjepa2_ac", overrides).settings.model == ConvLSTMSettings(hidden=8)
+
+
+def test_kind_override_leaves_no_stale_origins() -> None:
+    resolved = load_preset("vjepa2_ac", ["model.kind=hope", "model.depth=2"])
+    assert resolved.settings.model == HopeSettings(depth=2)
+    assert resolved.origins["model.width"] == "default"  # the 384 of vjepa2_ac went with its model
+    assert resolved.origins["model.depth"] == "command line"
+
+
+def test_section_override_merges() -> None:
+    data = load_preset("vjepa2_ac", ["data={batch_size: 2, workers: 0}"]).settings.data
+    assert (data.batch_size, data.workers, data.action_dim) == (2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1E5", 1e5), ("-2.5e+3", -2500.0), ("16", 16), ("1.5", 1.5), ("null", None), ("off1", "off1")],
+)
+def test_yaml_numbers(text: str, value: object) -> None:
+    found = parse_yaml(text, "here")
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_duplicate_key_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, "twice", "data:\n  grid: 4\n  grid: 8\n")
+    with pytest.raises(SettingsError, match=r"twice\.yaml:3.*'grid' is given twice"):
+        load_preset(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("- 1\n", "mapping"),
+        ("data: [\n", "not valid YAML"),
+        ("extends: [a, b]\n", "one preset name"),
+        ("x: \x00", "YAML"),
+    ],
+)
+def test_malformed_preset_files(text: str, match: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=match):
+        load_preset(preset_file(tmp_path, "bad", text))
+
+
+def test_unknown_preset_shows_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match=r"'quikstart'.*Did you mean quickstart"):
+        find_preset("quikstart")
+    with pytest.raises(SettingsError, match="no such preset file"):
+        find_preset("nowhere/quickstart.yaml")
+
+
+def test_presets_of_the_working_directory_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = find_preset("quickstart").resolve()
+    monkeypatch.chdir(tmp_path)
+    assert find_preset("quickstart").resolve() == repository  # found from any folder
+    (tmp_path / "presets").mkdir()
+    preset_file(tmp_path / "presets", "quickstart", "training: {epochs: 77}\n")
+    assert load_preset("quickstart").settings.training.epochs == 77
+    assert list_presets()["quickstart"].resolve() == tmp_path / "presets" / "quickstart.yaml"
+    assert "vjepa2_ac" in list_presets()
+
+
+def test_settings_are_frozen() -> None:
+    settings = load_preset("vjepa2_ac").settings
+    with pytest.raises(ValueError, match="frozen"):
+        settings.data.grid = 3  # type: ignore[misc]
+
+
+def test_tree_from_a_checkpoint_keeps_its_origin_and_is_not_changed() -> None:
+    tree = {"data": {"grid": 4}}
+    resolved = load_tree(tree, ["data.grid=8"], name="run", origin="checkpoint")
+    assert (resolved.settings.data.grid, tree) == (8, {"data": {"grid": 4}})
+    kept = load_tree(tree, ["data.workers=0"], name="run", origin="checkpoint").origins
+    assert (kept["data.grid"], kept["data.workers"]) == ("checkpoint", "command line")
+
+
+def test_section_tree_gives_what_the_preset_writes_down() -> None:
+    tree, name = section_tree("test_ac_predictor", ["evaluation", "adaptation"])
+    assert name == "test_ac_predictor"
+    assert tree == {"evaluation": {"batch_size": 32, "precision": "fp32", "context_frames": 1, "T_rollout": 7}}

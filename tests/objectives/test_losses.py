@@ -1,0 +1,90 @@
+"""Distances and training losses against values computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from hopecli.objectives.losses import distance, training_loss
+from hopecli.objectives.schedules import ObjectivePhase
+from tests.objectives.adder import Adder, number_clip
+
+PHASE = ObjectivePhase(loss_weight_teacher=1.0, loss_weight_rollout=1.0, T_rollout=3, context_frames=1)
+
+
+@pytest.mark.parametrize(
+    ("loss_exp", "expected"),
+    [
+        (1.0, (1 + 2 + 0 + 3) / 4),
+        (2.0, (1 + 4 + 0 + 9) / 4 / 2),
+        (3.0, (1 + 8 + 0 + 27) / 4 / 3),
+        (0.5, (1 + 2**0.5 + 0 + 3**0.5) / 4 / 0.5),
+    ],
+)
+def test_distance(loss_exp: float, expected: float) -> None:
+    prediction = torch.tensor([[1.0, -2.0], [0.0, 5.0]], dtype=torch.float64)
+    target = torch.tensor([[0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    assert distance(prediction, target, loss_exp).item() == pytest.approx(expected, rel=1e-14)
+
+
+def loss_terms(
+    *, T_teacher: int = 3, loss_exp: float = 1.0, phase: ObjectivePhase = PHASE
+) -> tuple[float, float, float]:
+    """total, teacher and rollout of the clip 0, 1, 3, 6 under actions of 1: no normalisation, next = frame + 1."""
+    terms = training_loss(
+        Adder(),
+        number_clip([0, 1, 3, 6], [1, 1, 1]),
+        phase=phase,
+        T_teacher=T_teacher,
+        normalize_reps=False,
+        loss_exp=loss_exp,
+    )
+    return terms.total.item(), terms.teacher.item(), terms.rollout.item()
+
+
+def test_teacher_forcing_compares_frame_t_plus_1_with_the_prediction_from_frame_t() -> None:
+    # From 0, 1, 3 it predicts 1, 2, 4 where 1, 3, 6 are true.
+    assert loss_terms()[1] == pytest.approx((0 + 1 + 2) / 3)
+    assert loss_terms(T_teacher=2)[1] == pytest.approx((0 + 1) / 2)
+    assert loss_terms(T_teacher=1)[1] == 0.0
+
+
+def test_rollout_feeds_predictions_back() -> None:
+    # 0 -> 1 -> 2 -> 3 where 1, 3, 6 are true.
+    assert loss_terms()[2] == pytest.approx((0 + 1 + 3) / 3)
+
+
+def test_rollout_from_two_context_frames_is_scored_from_frame_two() -> None:
+    # 0, 1 are given: 1 -> 2 -> 3 where 3, 6 are true.
+    phase = dataclasses.replace(PHASE, T_rollout=2, context_frames=2)
+    assert loss_terms(phase=phase)[2] == pytest.approx((1 + 3) / 2)
+
+
+def test_exponent_two() -> None:
+    _, teacher, rolled = loss_terms(loss_exp=2.0)
+    assert teacher == pytest.approx((0 + 1 + 4) / 3 / 2)
+    assert rolled == pytest.approx((0 + 1 + 9) / 3 / 2)
+
+
+def test_total_is_weighted_and_its_parts_are_not() -> None:
+    phase = dataclasses.replace(PHASE, loss_weight_teacher=0.3, loss_weight_rollout=2.0)
+    assert loss_terms(phase=phase) == pytest.approx((0.3 * 1 + 2 * 4 / 3, 1, 4 / 3))
+    only_rollout = dataclasses.replace(PHASE, loss_weight_teacher=0.0)
+    assert loss_terms(phase=only_rollout) == pytest.approx((4 / 3, 1, 4 / 3))
+
+
+def test_normalisation_applies_to_targets_and_predictions() -> None:
+    # Width 1 normalises to zero, so both losses vanish whatever the model says.
+    clip = number_clip([0, 1, 3, 6], [1, 1, 1])
+    terms = training_loss(Adder(5.0), clip, phase=PHASE, T_teacher=3, normalize_reps=True, loss_exp=1.0)
+    assert terms.total.item() == 0.0
+    # With width 2 a positive scale changes nothing after normalisation; without it the losses are large.
+    wide = dataclasses.replace(
+        clip, features=torch.tensor([[[[-1.0, 1.0]]] * 4], dtype=torch.float64), actions=clip.states
+    )
+    for normalize, expected in ((True, 0.0), (False, (4 + 24 + 124) / 3)):
+        terms = training_loss(Adder(5.0), wide, phase=PHASE, T_teacher=3, normalize_reps=normalize, loss_exp=1.0)
+        # eps 1e-5 shrinks +-1 by 5e-6 and +-5 by less, so normalised values differ by about that much
+        assert terms.rollout.item() == pytest.approx(expected, abs=1e-5)
