@@ -69,6 +69,8 @@ def _model(s: Settings) -> Iterator[Problem]:
             list(m.cms_update_periods),
             f"needs one period per CMS level: {len(m.cms_multipliers)} as in cms_multipliers",
         )
+    if s.logging.diagnostics_every and not isinstance(m, HopeSettings):
+        yield Problem("logging.diagnostics_every", s.logging.diagnostics_every, "only model.kind hope has diagnostics")
     if isinstance(m, ConvLSTMSettings) and m.kernel_size % 2 == 0:
         yield Problem("model.kernel_size", m.kernel_size, "must be odd, so that the grid keeps its size")
 

@@ -18,14 +18,17 @@ from hopecli.engine.checkpoint import duplicate_checkpoint, load_trainer, remove
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
 from hopecli.engine.meter import Meter, check_finite
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
-from hopecli.engine.results import TrainSummary, ValidationRecord
+from hopecli.engine.results import DiagnosticsRecord, TrainSummary, ValidationRecord
 from hopecli.engine.runtime import Runtime
-from hopecli.engine.signals import stop_on_signal
+from hopecli.engine.signals import StopRequest, stop_on_signal
 from hopecli.engine.sink import Sink
 from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
 from hopecli.errors import DataError, SettingsError, StoppedError
 from hopecli.models.build import count_parameters
+from hopecli.models.hope.diagnostics import diagnostics
+from hopecli.models.hope.predictor import HopePredictor
 from hopecli.models.protocol import PredictorModule
+from hopecli.objectives.rollout import normalise
 from hopecli.objectives.schedules import learning_rate, phase_at
 
 
@@ -76,9 +79,12 @@ def steps_per_epoch(settings: Settings, clips: int, world: int) -> int:
 
 
 def train(job: TrainJob) -> TrainSummary:
-    """Train to the end, or until a signal: then save and raise StoppedError."""
+    """Train to the end, or until a signal: then save and raise StoppedError.
+
+    A model without parameters is validated and saved at step 0, so that it can be evaluated like any other.
+    """
     s, run = job.settings, _Trainer(job)
-    first = run.step
+    first = run.step if run.trainable else job.total_steps
     job.sink.begin(first_step=first, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
     started = time.perf_counter()
     validation = None
@@ -96,19 +102,22 @@ def train(job: TrainJob) -> TrainSummary:
                 job.sink.tick(run.step)
                 if run.step % s.logging.log_every == 0:
                     run.log()
-                if job.runtime.any(bool(stop)):
+                if s.logging.diagnostics_every and run.step % s.logging.diagnostics_every == 0:
+                    run.diagnose(batches[0])
+                if run.step % job.steps_per_epoch and job.runtime.any(bool(stop)):
                     run.log()
                     run.save(epoch, keep=False)
-                    raise StoppedError(
-                        f"stopped by {stop.signal_name or 'a signal'} after step {run.step} of {job.total_steps}; "
-                        "the checkpoint is saved",
-                        fix=f"go on with: hope train --resume {job.run_dir}",
-                    )
+                    raise run.stopped(stop)
             run.log()
             if _due(s.training.evaluate_every, epoch, s.training.epochs):
                 validation = run.validate(epoch)
-            run.save(epoch, keep=_due(s.training.save_every, epoch, s.training.epochs) and s.training.save_every > 0)
+            run.save(epoch, keep=s.training.save_every > 0 and _due(s.training.save_every, epoch, s.training.epochs))
+            if run.step < job.total_steps and job.runtime.any(bool(stop)):
+                raise run.stopped(stop)
             run.meter.restart_clock()
+    if not run.trainable:
+        validation = run.validate(0)
+        run.save(0, keep=False)
     return run.summary(time.perf_counter() - started, validation)
 
 
@@ -123,10 +132,17 @@ class _Trainer:
         self.job, s = job, job.settings
         self.step = 0
         accelerator = job.runtime.accelerator
-        if not any(p.requires_grad for p in job.model.parameters()):
-            raise SettingsError(
-                "has no parameters to train", where="model.kind", value=s.model.kind, fix="evaluate it with `hope eval`"
-            )
+        self.meter = Meter(job.runtime)
+        o = s.objective
+        self.plan = EvalPlan(
+            context_frames=o.context_frames,
+            horizon=s.data.num_timesteps - o.context_frames,
+            T_teacher=o.T_teacher,
+            normalize_reps=o.normalize_reps,
+        )
+        self.trainable = any(p.requires_grad for p in job.model.parameters())
+        if not self.trainable:
+            return
         self.job.model.train()
         groups = parameter_groups(job.model, s.optimizer, s.model)
         # The fused step applies the loss scaler inside its kernel, after a slow group's gradients were put aside.
@@ -140,14 +156,6 @@ class _Trainer:
             self.step = int(state["step"])
             if accelerator.scaler is not None and state["scaler"] is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
-        self.meter = Meter(job.runtime)
-        o = s.objective
-        self.plan = EvalPlan(
-            context_frames=o.context_frames,
-            horizon=s.data.num_timesteps - o.context_frames,
-            T_teacher=o.T_teacher,
-            normalize_reps=o.normalize_reps,
-        )
 
     def set_learning_rate(self) -> float:
         """The schedule's learning rate for the step to come."""
@@ -204,6 +212,17 @@ class _Trainer:
         self.job.sink.steps(records)
         check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
 
+    def diagnose(self, clips: ClipBatch) -> None:
+        """Send the memory diagnostics of a micro-batch to the sink."""
+        job = self.job
+        assert isinstance(job.model, HopePredictor)
+        if job.runtime.is_main:
+            batch = clips.to(job.runtime.device)
+            frames = normalise(batch.features[:, :-1], enabled=job.settings.objective.normalize_reps)
+            with job.runtime.autocast():
+                values = diagnostics(job.model, frames, batch.actions, batch.states, batch.extrinsics)
+            job.sink.diagnostics(DiagnosticsRecord(self.step, values))
+
     def validate(self, epoch: int) -> ValidationRecord:
         """Score the held-out clips."""
         job, started = self.job, time.perf_counter()
@@ -221,7 +240,7 @@ class _Trainer:
             scaler = job.runtime.accelerator.scaler
             trainer: dict[str, Any] = {
                 "step": self.step,
-                "optimizer": self.raw_optimizer.state_dict(),
+                "optimizer": self.raw_optimizer.state_dict() if self.trainable else {},
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             save_checkpoint(
@@ -235,6 +254,13 @@ class _Trainer:
                 duplicate_checkpoint(folder / "last", folder / f"epoch_{epoch + 1:04d}")
                 remove_old(folder, job.settings.training.keep_last)
         job.runtime.barrier()
+
+    def stopped(self, stop: StopRequest) -> StoppedError:
+        """What to tell the user after a signal; the checkpoint has been written."""
+        what = f"stopped by {stop.signal_name or 'a signal'} after step {self.step} of {self.job.total_steps}"
+        return StoppedError(
+            f"{what}; the checkpoint is saved", fix=f"go on with: hope train --resume {self.job.run_dir}"
+        )
 
     def summary(self, seconds: float, validation: ValidationRecord | None) -> TrainSummary:
         """What the run came to."""
