@@ -53,7 +53,7 @@ def _changed(file: str, change: Callable[[np.ndarray], np.ndarray]) -> Defect:
 
 def _with_value(file: str, value: float) -> Defect:
     def change(array: np.ndarray) -> np.ndarray:
-        array.flat[-1] = value
+        array.flat[array.shape[-1]] = value  # row 1, which every alignment uses
         return array
 
     return _changed(file, change)

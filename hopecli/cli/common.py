@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, dotted keys and YAML values: data.batch_size=16"),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, dotted keys and YAML values: data.batch_size=16"),
 ]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder of clips (else HOPE_DATA_DIR).")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")]

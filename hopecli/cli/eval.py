@@ -52,7 +52,7 @@ def eval_command(
     precision: PrecisionOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure a checkpoint's rollouts beside copy-last, zero-action and shuffled-action baselines.
+    """Measure a checkpoint's rollouts beside baselines: copy-last, zero and shuffled actions.
 
     Without --data-dir the clips held out from training are used.
     """

@@ -22,7 +22,7 @@ def make_clips_command(
     dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32.")] = "float16",
     json: JsonOption = False,
 ) -> None:
-    """Simulate disks that are pushed, slide and bounce, and write them as clips.
+    """Write built-in clips: disks that are pushed, slide and bounce.
 
     The features come from a small frozen random encoder that stands in for V-JEPA 2: they have its shapes and roughly
     its statistics, not its meaning.

@@ -59,7 +59,7 @@ def train_command(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved YAML and exit.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Train a predictor: hope train --preset quickstart needs no data and takes minutes on a CPU."""
+    """Train a predictor (--preset quickstart needs no data)."""
     flags = data_overrides(data_dir)
     for key, value in (
         ("training.device", device),

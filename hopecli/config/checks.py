@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings, Settings, ViTACSettings
+from hopecli.config.schema.running import ADAPT_GROUPS
 
 
 class Problem(NamedTuple):
@@ -35,6 +36,13 @@ def cross_checks(s: Settings) -> Iterator[Problem]:
             "training.accumulate", s.training.accumulate, f"must divide data.batch_size = {s.data.batch_size}"
         )
     yield from _windows(s)
+    asked = s.adaptation.adapt.split("+")
+    if asked != ["none"] and not set(asked) <= set(ADAPT_GROUPS):
+        yield Problem(
+            "adaptation.adapt",
+            s.adaptation.adapt,
+            f"must be none, or one or more of {', '.join(ADAPT_GROUPS)} joined by +",
+        )
 
 
 def _data(s: Settings) -> Iterator[Problem]:

@@ -51,5 +51,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             out.update(_flat(value, f"{prefix}{key}."))
         else:
-            out[f"{prefix}{key}"] = yaml.safe_dump(value, default_flow_style=True, width=10_000).split("\n")[0]
+            out[f"{prefix}{key}"] = yaml.safe_dump(_brief(value), default_flow_style=True, width=10_000).split("\n")[0]
     return out
+
+
+def _brief(value: Any) -> Any:
+    """Curriculum phases without the keys they do not name."""
+    if isinstance(value, list):
+        return [{k: v for k, v in x.items() if v is not None} if isinstance(x, dict) else x for x in value]
+    return value

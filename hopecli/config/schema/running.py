@@ -10,6 +10,7 @@ from hopecli.config.schema.base import Betas, Count, NonNegativeFloat, PositiveF
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ADAPT_GROUPS = ("layernorm", "attn_proj", "bias", "mlp_out")
 
 
 class TrainingSettings(Section):
@@ -60,6 +61,7 @@ class AdaptationSettings(Section):
     order_seed: Count | None = Field(None, description="seed of the stream's order; null = clip id order")
     orders: PositiveInt = Field(1, description="how many seeded orders to repeat the stream in")
     reset_every: PositiveInt = Field(100, description="clips between resets of the periodic_reset baseline")
+    seed: Count = Field(0, description="seed of the bootstrap")
     source_every: Count = Field(0, description="clips between source-loss measurements; 0 = before and after only")
     source_clips: PositiveInt = Field(64, description="source clips used for forgetting")
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(2000, description="resamples for the 95 % intervals")
