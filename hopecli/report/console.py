@@ -56,10 +56,10 @@ class ConsoleSink:
         self.total_steps = total_steps
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
                 MofNCompleteColumn(),
+                BarColumn(bar_width=8),
                 TimeRemainingColumn(),
+                TextColumn("{task.description}"),
                 console=self.console,
             )
             self.task = self.progress.add_task("training", total=total_steps, completed=first_step)
@@ -82,7 +82,8 @@ class ConsoleSink:
         remaining = (self.total_steps - r.step) * (data + work)
         line = f"step {r.step}/{self.total_steps}  epoch {r.epoch + 1}  {text}  ETA {_duration(remaining)}"
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, description=f"epoch {r.epoch + 1}  {text}")
+            brief = f"loss {r.loss:.4f} lr {r.lr:.1e} {r.clips_per_second:.0f} clips/s data/step"
+            self.progress.update(self.task, description=f"{brief} {1e3 * data:.0f}/{1e3 * work:.0f} ms")
             self._keep(line)
         else:
             self.message(line)
@@ -110,6 +111,7 @@ class ConsoleSink:
 
     def close(self) -> None:
         if self.progress is not None:
+            self.progress.refresh()
             self.progress.stop()
             self.progress = None
         if self.log is not None:

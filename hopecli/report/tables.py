@@ -30,10 +30,11 @@ def pairs_table(title: str, rows: Mapping[str, Any]) -> Table:
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> Table:
-    """A table whose columns from `numbers_from` on are right-aligned."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    """A table whose columns from `numbers_from` on are right-aligned and never wrapped."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= numbers_from else "left", overflow="fold")
+        number = i >= numbers_from
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*row)
     return table
@@ -77,28 +78,34 @@ def validation_table(record: ValidationRecord) -> Table:
             number(a / b if b else None)
             for a, b in zip(record.rollout_per_horizon, record.copy_last_per_horizon, strict=True)
         ]
-        rows.append(["model / copy-last", number(record.loss_rollout / record.copy_last), *ratios])
+        rows.append(["ratio", number(record.loss_rollout / record.copy_last), *ratios])
     title = f"Held-out rollout L1 after epoch {record.epoch + 1} ({record.clips} clips)"
     return plain_table(title, ["", "mean", *(f"+{h}" for h in range(1, horizon + 1))], rows)
 
 
 def eval_tables(results: EvalResults) -> list[Table]:
-    """L1 per horizon with intervals, then the other measures."""
+    """L1 per horizon, then the means over horizons with intervals and the other measures."""
     horizon = range(1, results.T_rollout + 1)
     title = f"Rollout L1, {results.clips} clips ({results.clips_from}), {results.context_frames} context frame(s)"
     l1 = plain_table(
         title,
-        ["", "mean [95 %]", *(f"+{h}" for h in horizon)],
+        ["", "mean", *(f"+{h}" for h in horizon)],
         (
-            [ROW_TITLES.get(row.name, row.name), spread(row.l1), *(number(x.mean) for x in row.l1_per_horizon)]
+            [ROW_TITLES.get(row.name, row.name), number(row.l1.mean), *(number(x.mean) for x in row.l1_per_horizon)]
             for row in results.rows
         ),
     )
     more = plain_table(
-        "Other measures (mean over horizons)",
-        ["", "L1 / copy-first", "cosine [95 %]", "error-to-signal"],
+        "Means over horizons",
+        ["", "L1 [95 %]", "/ copy-first", "cosine", "error / signal"],
         (
-            [ROW_TITLES.get(row.name, row.name), number(row.relative), spread(row.cosine), number(row.error_to_signal)]
+            [
+                ROW_TITLES.get(row.name, row.name),
+                spread(row.l1),
+                number(row.relative),
+                number(row.cosine.mean),
+                number(row.error_to_signal),
+            ]
             for row in results.rows
         ),
     )
