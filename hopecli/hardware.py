@@ -56,6 +56,60 @@ class DeviceChoice:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class PrecisionTrial:
+    """A forward and backward of a small predictor in one precision, against float64 on the CPU.
+
+    usable: the resolver takes it and the numbers hold. errors: relative, |x - reference| / |reference|, of the loss
+    and of all gradients together; None when the call failed.
+    """
+
+    precision: PrecisionName
+    usable: bool
+    reason: str
+    loss_error: float | None
+    gradient_error: float | None
+
+
+@dataclass(frozen=True)
+class AttentionTrial:
+    """One scaled-dot-product backend, tried with a real call; max_error against float64, None when it failed."""
+
+    backend: str
+    works: bool
+    reason: str
+    max_error: float | None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Facts that cost a call to find; None means not known or not there. Bytes.
+
+    instructions: what torch's CPU kernels use. fast_bf16: whether the CPU has bf16 instructions.
+    """
+
+    driver: str | None
+    cudnn: int | None
+    cuda_free: int | None
+    memory_available: int | None
+    instructions: str
+    fast_bf16: bool | None
+    macos: str | None
+    mps_memory: int | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `hope hw-info` reports without --bench."""
+
+    hardware: HardwareReport
+    choice: DeviceChoice
+    surroundings: Surroundings
+    precisions: tuple[PrecisionTrial, ...]
+    attention: tuple[AttentionTrial, ...]
+    notes: tuple[str, ...]
+
+
 def probe() -> HardwareReport:
     """Look at this machine; imports torch."""
     import torch
@@ -127,7 +181,7 @@ def _resolve_precision(device: DeviceName, precision: str, report: HardwareRepor
     if device == "mps":
         reason = "mixed precision is not supported on MPS here"
     elif device == "cpu" and precision == "fp16":
-        reason = "fp16 autocast and loss scaling do not exist on the CPU"
+        reason = "Accelerate has no fp16 there and would silently run fp32"
     elif device == "cuda" and precision == "bf16" and capability < BF16_CAPABILITY:
         reason = f"{shown} only emulates bf16; it needs 8.0"
     else:

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from hopecli.cli.eval import eval_command
+from hopecli.cli.hw_info import hw_info_command
+from hopecli.cli.inspect_data import inspect_data_command
 from hopecli.cli.make_clips import make_clips_command
 from hopecli.cli.presets import presets_command
 from hopecli.cli.train import train_command
@@ -45,6 +47,8 @@ def options(
 app.command("train")(train_command)
 app.command("eval")(eval_command)
 app.command("make-clips")(make_clips_command)
+app.command("inspect-data")(inspect_data_command)
+app.command("hw-info")(hw_info_command)
 app.command("presets")(presets_command)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,6 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hopecli.errors import DataError
+
+_LONGEST_HEADER = 1 << 16
 
 
 class ClipProblem(DataError):
@@ -28,15 +32,26 @@ class ArrayHeader(NamedTuple):
     offset: int  # bytes before the data
 
 
+@functools.lru_cache(maxsize=1024)
+def _parse(head: bytes) -> ArrayHeader:
+    """The header in a file's first bytes. Clips of one folder share theirs, and parsing takes longer than reading."""
+    file = io.BytesIO(head)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    return ArrayHeader(shape, dtype, fortran_order, file.tell())
+
+
 def read_header(path: Path, *, clip: str) -> ArrayHeader:
     """The header of a .npy file, checked against the file's size; ClipProblem when it cannot be used."""
     name = path.name
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran_order, dtype = read(file)
-            offset = file.tell()
+            start = file.read(12)
+            length = 10 + int.from_bytes(start[8:10], "little")
+            if start[6:7] != b"\x01":
+                length = 12 + int.from_bytes(start[8:12], "little")
+            shape, dtype, fortran_order, offset = _parse(start + file.read(max(0, min(length, _LONGEST_HEADER) - 12)))
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
         code = "missing_actions" if name == "actions.npy" else "missing_features"
@@ -56,6 +71,8 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
         raise ClipProblem(
             "pickled", f"{name} holds pickled objects, which are never loaded", clip=clip, fix="save plain numbers"
         )
+    if any(length < 0 for length in shape):
+        raise ClipProblem("odd_shape", f"{name} announces a negative length", clip=clip, value=list(shape))
     expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if size < expected:
         raise ClipProblem(
@@ -73,3 +90,12 @@ def map_array(path: Path, header: ArrayHeader) -> np.ndarray:
     if 0 in header.shape:
         return np.zeros(header.shape, header.dtype)
     return np.memmap(str(path), dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape, order=order)
+
+
+def check_finite(what: str, values: np.ndarray, *, clip: str) -> None:
+    """ClipProblem `not_finite` when `values` hold NaN or infinite numbers.
+
+    A sum in float64 is one cheap pass, and is finite exactly when float16 or float32 values are.
+    """
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        raise ClipProblem("not_finite", f"{what} hold NaN or infinite values", clip=clip, fix="encode the clip again")

@@ -18,9 +18,10 @@ import torch
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, original_row_counts
-from hopecli.data.headers import ArrayHeader, ClipProblem, map_array, read_header
+from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_header
 from hopecli.errors import DataError
 
+_ROW_FILES = ("actions", "states", "extrinsics")
 CLIP_NAME = re.compile(r"clip_(\d+)$")
 EXPECTED_TREE = (
     "expected DIR/clip_00001/feature_maps/<feature_map>.npy [T*N, D] and "
@@ -39,24 +40,27 @@ class Sample:
     extrinsics: torch.Tensor | None
 
 
-def clip_names(folder: Path) -> dict[int, str]:
-    """Clip folders by numeric id, in ascending order; DataError when the folder or its clips are missing."""
+def numbered_clips(folder: Path) -> list[tuple[int, str]]:
+    """(id, name) of every clip folder, ascending; DataError when the folder or its clips are missing."""
     if not folder.is_dir():
         raise DataError("no such folder of clips", where=str(folder), fix=EXPECTED_TREE)
-    found: dict[int, str] = {}
     with os.scandir(folder) as entries:
-        for entry in entries:
-            match = CLIP_NAME.match(entry.name)
-            if match is None or not entry.is_dir():
-                continue
-            number = int(match.group(1))
-            if number in found:
-                names = f"{found[number]} and {entry.name}"
-                raise DataError("two clips have the same id", where=str(folder), value=names, fix="rename one of them")
-            found[number] = entry.name
+        matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
+        found = [(int(match.group(1)), entry.name) for match, entry in matches if match is not None and entry.is_dir()]
     if not found:
         raise DataError("no clip_NNNNN folders in it", where=str(folder), fix=EXPECTED_TREE)
-    return dict(sorted(found.items()))
+    return sorted(found)
+
+
+def clip_names(folder: Path) -> dict[int, str]:
+    """Clip folders by numeric id, in ascending order; DataError when there are none or two share an id."""
+    found: dict[int, str] = {}
+    for number, name in numbered_clips(folder):
+        if number in found:
+            names = f"{found[number]} and {name}"
+            raise DataError("two clips have the same id", where=str(folder), value=names, fix="rename one of them")
+        found[number] = name
+    return found
 
 
 class ClipStore:
@@ -85,9 +89,9 @@ class ClipStore:
 
     def paths(self, name: str) -> tuple[Path, Path, Path, Path]:
         """Feature, action, state and extrinsics files of a clip; the last two are optional."""
-        rows = self.folder / name / "actions_states"
-        features = self.folder / name / "feature_maps" / f"{self.settings.feature_map}.npy"
-        return features, rows / "actions.npy", rows / "states.npy", rows / "extrinsics.npy"
+        features = self.folder.joinpath(name, "feature_maps", f"{self.settings.feature_map}.npy")
+        rows = [self.folder.joinpath(name, "actions_states", f"{what}.npy") for what in _ROW_FILES]
+        return features, rows[0], rows[1], rows[2]
 
     def check(self, name: str) -> int:
         """Check a clip's headers against the settings and return its number of encoded frames T."""
@@ -129,17 +133,16 @@ class ClipStore:
         if self.use_extrinsics:
             rows = align_per_frame(self._load(extrinsics_path, name), frames=frames, transitions=steps)
         for what, values in (("features", features), ("actions", actions), ("states", states), ("extrinsics", rows)):
-            # A sum in float64 is one cheap pass, and is finite exactly when float16 or float32 values are.
-            if values is not None and not np.isfinite(values.sum(dtype=np.float64)):
-                raise ClipProblem(
-                    "not_finite", f"{what} hold NaN or infinite values", clip=name, fix="encode the clip again"
-                )
+            if values is not None:
+                check_finite(what, values, clip=name)
         extrinsics = None if rows is None else torch.from_numpy(rows)
         return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
 
     def read_actions(self, name: str) -> torch.Tensor:
         """The aligned actions [T-1, A] of a clip alone."""
-        return torch.from_numpy(self._aligned(name))
+        actions = self._aligned(name)
+        check_finite("actions", actions, clip=name)
+        return torch.from_numpy(actions)
 
     def _aligned(self, name: str) -> np.ndarray:
         s = self.settings

@@ -31,11 +31,31 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def _status(key: str) -> int | None:
+    return _field("/proc/self/status", key)
+
+
+def _field(path: str, key: str) -> int | None:
+    """Bytes of a `key: n kB` line."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
             for line in file:
                 if line.startswith(f"{key}:"):
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
     return None
+
+
+def free_host_memory() -> int | None:
+    """RAM in bytes that new allocations can have, None where the system does not tell."""
+    return _field("/proc/meminfo", "MemAvailable")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a new tensor on the device can have, what torch holds but does not use included."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return free_host_memory()

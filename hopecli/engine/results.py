@@ -157,6 +157,56 @@ class DryRun:
     precision: str
 
 
+@dataclass(frozen=True)
+class Timing:
+    """One kind of pass: median of `runs`, for `clips` clips. flops: counted, all of them; matmul_share: of the measured
+    matmul rate in the same precision."""
+
+    name: str
+    clips: int
+    runs: int
+    milliseconds: float
+    clips_per_second: float
+    flops: int | None
+    matmul_share: float | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `hope hw-info --bench` measures; None = not measured.
+
+    matmul: precision -> FLOP/s of square matrices of side `matmul_side`. bandwidth: bytes/s read and written by a copy.
+    Rollout speed-up: recomputing the past / carrying memory. loader: clips/s from --data-dir. largest_batch_estimated:
+    clips per pass from free memory and the activations measured; largest_batch_tried: on CUDA, one that ran.
+    """
+
+    preset: str
+    model: str
+    parameters: int
+    device: str
+    precision: str
+    matmul_side: int
+    matmul: dict[str, float]
+    bandwidth: float
+    timings: tuple[Timing, ...]
+    rollout_speedup: float | None
+    loader_clips_per_second: float | None
+    loader_workers: int | None
+    static_bytes: int
+    activation_bytes_per_clip: float | None
+    free_bytes: int | None
+    largest_batch_estimated: int | None
+    largest_batch_tried: int | None
+    recommended: tuple[str, ...]
+    reasons: tuple[str, ...]
+    command: str
+    seconds: float
+
+    def timing(self, name: str) -> Timing | None:
+        """The timing of that name."""
+        return next((timing for timing in self.timings if timing.name == name), None)
+
+
 def to_tree(result: Any) -> dict[str, Any]:
     """A dataclass as a JSON-able mapping; non-finite floats become None, since JSON has none."""
     return _clean(dataclasses.asdict(result))

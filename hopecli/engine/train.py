@@ -204,7 +204,12 @@ class _Trainer:
         if name not in job.skipped:
             job.skipped[name] = error.what
             job.sink.message(f"skipping {error}")
-            check_skipped(len(job.skipped), len(job.split.train), d.max_skipped, str(job.store.folder))
+            self._check_skipped()
+
+    def _check_skipped(self) -> None:
+        job = self.job
+        clips = len(job.split.train) + len(job.split.held_out)
+        check_skipped(len(job.skipped), clips, job.settings.data.max_skipped, str(job.store.folder))
 
     def log(self) -> None:
         """Send pending steps to the sink, then stop if one diverged."""
@@ -227,7 +232,16 @@ class _Trainer:
         """Score the held-out clips."""
         job, started = self.job, time.perf_counter()
         size = max(1, job.settings.data.batch_size // (job.runtime.world * job.settings.training.accumulate))
-        scores = score_clips(job.model, job.store, job.split.held_out, self.plan, job.runtime, batch_size=size)
+        scores = score_clips(
+            job.model,
+            job.store,
+            job.split.held_out,
+            self.plan,
+            job.runtime,
+            batch_size=size,
+            skipped=job.skipped if job.settings.data.on_error == "skip" else None,
+        )
+        self._check_skipped()
         record = validation_record(scores, step=self.step, epoch=epoch, seconds=time.perf_counter() - started)
         job.sink.validation(record)
         return record

@@ -38,7 +38,13 @@ class Outcome:
 def environment(folder: Path) -> dict[str, str]:
     """The test machine's environment without the user's HOPE_ and WANDB_ settings; caches go to `folder`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOPE_", "WANDB_"))}
-    return {**kept, "HOPE_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "160"}
+    return {
+        **kept,
+        "HOPE_CACHE_DIR": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(folder),
+        "COLUMNS": "160",
+    }
 
 
 def hope(arguments: Sequence[str], folder: Path, **extra: str) -> Outcome:
@@ -46,13 +52,17 @@ def hope(arguments: Sequence[str], folder: Path, **extra: str) -> Outcome:
     from hopecli.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
-    with _place(folder, {**environment(folder), **extra}), _argv(arguments):
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-                code = 0
-            except SystemExit as exit_:
-                code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+    with (
+        _place(folder, {**environment(folder), **extra}),
+        _argv(arguments),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

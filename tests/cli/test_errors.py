@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,27 @@ def test_nan_clip_names_the_clip(tmp_path: Path) -> None:
     outcome = hope([*command, "data.on_error=skip"], tmp_path)
     assert outcome.code == 3
     assert "data.max_skipped" in one_line(outcome)
-    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.5"], tmp_path)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.5", "logging.runs_dir=tolerant"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert "skipping clip_00003" in outcome.err
+    (split,) = (tmp_path / "tolerant").glob("*/*/split.json")
+    assert "clip_00003" in json.loads(split.read_text())["skipped"]
+
+
+def test_nan_in_a_held_out_clip_is_skipped_in_validation(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
+    path = tmp_path / "clips/clip_00007/feature_maps/vjepa2_vitl16.npy"
+    features = np.load(path)
+    features[0, 0, 0] = np.inf
+    np.save(path, features)
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1", "data.val_split=0.3"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 3
+    assert "clip_00007: features hold NaN or infinite" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.2", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["validation"]["clips"] == 1
+    assert json.loads(outcome.out)["skipped_clips"] == 1
 
 
 def test_broken_clip_is_skipped_on_request_and_listed(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_hope_numbers(preset: str) -> None:
     assert (m.depth, m.memory_multiplier) == ((24, 1.0) if deep else (6, 2.0))
     assert m.cms_multipliers == ((2.0, 2.0, 2.0) if deep else (4.0, 4.0, 5.0))
     assert m.activation_checkpointing is deep
-    assert (o.lr, o.titan_lr_scale, o.cms_lr_scale, o.memory_weight_decay, o.grad_clip) == (1.5e-4, 0.2, 1.0, 0.005, 3.0)
+    assert (o.lr, o.titan_lr_scale, o.cms_lr_scale) == (1.5e-4, 0.2, 1.0)
+    assert (o.memory_weight_decay, o.grad_clip) == (0.005, 3.0)
     assert (w.warmup_start_lr, w.warmup_pct, w.constant_pct, w.decay_pct) == (3e-5, 0.15, 0.75, 0.10)
     assert s.training.epochs == 60
     assert [(p.epoch, p.loss_weight_teacher) for p in s.objective.curriculum] == [(0, 1.0), (15, 0.7), (25, 0.5)]

@@ -11,9 +11,9 @@ import torch
 from hopecli.config.load import load_preset
 from hopecli.config.schema import Settings
 from hopecli.engine import probes
-from hopecli.engine.bench import bench, loader_rate
+from hopecli.engine.bench import bench, loader_rate, training_flops
 from hopecli.engine.bench_advice import Evidence, advise, command
-from hopecli.engine.bench_machine import COPY_BYTES, MATMUL_SIDE, matmul_rate, measure_in_turn
+from hopecli.engine.bench_machine import COPY_BYTES, MATMUL_SIDE, matmul_rate, measure_in_turn, timed_and_counted
 from hopecli.engine.bench_passes import adaptation_pass, inference_passes, recomputed_rollout, training_pass
 from hopecli.engine.dry_run import random_batch
 from hopecli.engine.runtime import Runtime, start
@@ -57,7 +57,7 @@ def test_flops_of_a_matrix_product_and_a_rollout(runtime: Runtime) -> None:
     a = torch.randn(16, 32)
     measured = measure_in_turn({"product": lambda: a @ a.T}, CPU)["product"]
     assert measured.flops == 2 * 16 * 32 * 16
-    assert measured.runs == 5
+    assert measured.runs >= 1
     settings = tiny()
     passes = inference_passes(build(settings), settings, random_batch(settings, 1), runtime)
     counted = {name: m.flops for name, m in measure_in_turn(passes, CPU).items()}
@@ -68,10 +68,20 @@ def test_flops_of_a_matrix_product_and_a_rollout(runtime: Runtime) -> None:
     assert 3.0 < counted["rollout_recomputed"] / counted["rollout"] <= 4.0
 
 
+def test_training_flops_from_two_shallow_models(runtime: Runtime) -> None:
+    settings = tiny("model.depth=4", "model.activation_checkpointing=true")
+    training = training_pass(build(settings), settings, random_batch(settings, 1), runtime)
+    assert training is not None
+    counted = timed_and_counted(training, CPU)[1]
+    assert counted is not None
+    assert training_flops(settings, random_batch(settings, 1), runtime) == counted
+
+
 def test_calls_take_turns() -> None:
     seen: list[str] = []
     measure_in_turn({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, CPU)
-    assert seen == ["a", "b"] * 6
+    assert len(seen) >= 4
+    assert seen == ["a", "b"] * (len(seen) // 2)
 
 
 def test_matmul_rate_counts_a_multiply_and_an_add(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""What the clips' actions look like, and the alignment they suggest.
+
+Shapes: R action rows, A action width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hopecli.data.align import original_row_counts
+
+SCATTER_POINTS = 4000
+# Above this share of clips with one push at row 1, the others are the exception worth naming.
+MOSTLY = 0.9
+
+
+@dataclass(frozen=True)
+class ActionFacts:
+    """Over every clip whose actions could be read and have the most common width.
+
+    rows: clips per R. original_frames: the most common R when it counts original frames, else None.
+    alignments: clips whose R fits each rule. range: (min, max) per action dimension.
+    zero_rows: share of rows that are all zero; zero_clips: share of clips without any non-zero row.
+    """
+
+    width: int | None
+    rows: dict[int, int]
+    original_frames: int | None
+    alignments: dict[str, int]
+    suggested_alignment: str | None
+    suggested_because: str | None
+    range: tuple[tuple[float, float], ...]
+    zero_rows: float | None
+    zero_clips: float | None
+
+
+@dataclass
+class _Width:
+    clips: int
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass
+class ActionTally:
+    """Running sums over clips; `dropped` are clips with non-zero rows other than row 1."""
+
+    clips: int = 0
+    rows: Counter[int] = field(default_factory=Counter)
+    widths: dict[int, _Width] = field(default_factory=dict)
+    total_rows: int = 0
+    zero_rows: int = 0
+    zero_clips: int = 0
+    impulse_clips: int = 0
+    dropped: int = 0
+    dropped_clips: list[str] = field(default_factory=list)
+    zero_names: list[str] = field(default_factory=list)
+    points: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, clip: str, rows: np.ndarray, *, points: int) -> None:
+        """Finite actions [R, A] of one clip; keeps at most `points` non-zero rows for the picture."""
+        nonzero = np.asarray(rows.any(axis=1))
+        self.clips += 1
+        self.rows[len(rows)] += 1
+        self.total_rows += len(rows)
+        self.zero_rows += int(len(rows) - nonzero.sum())
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        seen = self.widths.get(rows.shape[1])
+        if seen is None:
+            self.widths[rows.shape[1]] = _Width(1, low, high)
+        else:
+            seen.clips += 1
+            seen.low, seen.high = np.minimum(seen.low, low), np.maximum(seen.high, high)
+        if not nonzero.any():
+            self.zero_clips += 1
+            _keep(self.zero_names, clip)
+        elif len(rows) > 1 and nonzero[1] and nonzero.sum() == 1:
+            self.impulse_clips += 1
+        else:
+            self.dropped += 1
+            _keep(self.dropped_clips, clip)
+        self.points.append(np.asarray(rows[nonzero][:points, :2], dtype=np.float32))
+
+    def facts(self, alignments: dict[str, int], frames: int | None) -> ActionFacts:
+        """Sums as facts; `frames` is the most common T."""
+        if not self.clips:
+            return ActionFacts(None, {}, None, alignments, None, None, (), None, None)
+        width = max(self.widths, key=lambda value: self.widths[value].clips)
+        most_rows = self.rows.most_common(1)[0][0]
+        suggestion, reason = self._suggest(alignments, most_rows)
+        ranges = zip(self.widths[width].low.tolist(), self.widths[width].high.tolist(), strict=True)
+        return ActionFacts(
+            width=width,
+            rows=dict(sorted(self.rows.items())),
+            original_frames=most_rows if frames is not None and most_rows in original_row_counts(frames) else None,
+            alignments=alignments,
+            suggested_alignment=suggestion,
+            suggested_because=reason,
+            range=tuple((float(low), float(high)) for low, high in ranges),
+            zero_rows=self.zero_rows / self.total_rows if self.total_rows else None,
+            zero_clips=self.zero_clips / self.clips,
+        )
+
+    def _suggest(self, alignments: dict[str, int], rows: int) -> tuple[str | None, str | None]:
+        if not any(alignments.values()):
+            return None, None
+        if alignments["as_is"] > alignments["per_timestep"]:
+            return "as_is", f"{rows} rows are one per encoded frame or transition"
+        moving = self.clips - self.zero_clips
+        if moving and self.impulse_clips >= MOSTLY * moving:
+            return "impulse", f"one non-zero row, at index 1, in {self.impulse_clips} of {moving} clips with any action"
+        if not moving:
+            return "impulse", "the default: every action is zero, so the data cannot tell"
+        return "per_timestep", f"non-zero rows other than index 1 in {self.dropped} of {moving} clips with any action"
+
+
+def _keep(names: list[str], clip: str) -> None:
+    if len(names) < 5:
+        names.append(clip)

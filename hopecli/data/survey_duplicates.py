@@ -1,0 +1,74 @@
+"""Clips with the same content: a cheap fingerprint of every clip, then full hashes among those that agree."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hopecli.data.split import fingerprints
+from hopecli.data.store import ClipStore
+
+_CHUNK = 1 << 20
+# Hashing whole files is reading them: more than this only when everything is read anyway.
+HASH_BUDGET = 1 << 30
+
+
+@dataclass(frozen=True)
+class DuplicateFacts:
+    """clips: copies of an earlier clip by full hash of features and actions. alike: clips that agree with
+    another in size, first and middle 4 KiB of features and all actions; --deep compares their whole content."""
+
+    clips: int
+    alike: int
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The facts, and (clip, earlier clip with the same content) in order."""
+
+    facts: DuplicateFacts
+    pairs: tuple[tuple[str, str], ...]
+
+
+class Fingerprints:
+    """Eight bytes per clip."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, str] = {}
+        self._same: dict[bytes, list[str]] = {}
+
+    def add(self, store: ClipStore, name: str) -> None:
+        """Fingerprint a clip whose files are sound."""
+        mark = bytes.fromhex(fingerprints(store, [name])[name])
+        if mark in self._first:
+            self._same.setdefault(mark, [self._first[mark]]).append(name)
+        else:
+            self._first[mark] = name
+
+    def settle(self, store: ClipStore, *, everything: bool) -> Duplicates:
+        """Compare whole contents among clips with the same fingerprint, up to HASH_BUDGET bytes unless `everything`."""
+        budget, alike = HASH_BUDGET, 0
+        pairs: list[tuple[str, str]] = []
+        for names in self._same.values():
+            seen: dict[bytes, str] = {}
+            for name in names:
+                paths = store.paths(name)[:2]
+                budget -= sum(path.stat().st_size for path in paths)
+                if budget < 0 and not everything:
+                    alike += name != names[0]
+                    continue
+                earlier = seen.setdefault(_whole_hash(paths), name)
+                if earlier != name:
+                    pairs.append((name, earlier))
+        return Duplicates(DuplicateFacts(len(pairs), alike), tuple(sorted(pairs)))
+
+
+def _whole_hash(paths: tuple[Path, ...]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        digest.update(b"\0")
+    return digest.digest()

@@ -1,0 +1,224 @@
+"""Surveying a folder of clips without changing it and without assuming its sizes.
+
+Two passes over headers: the first infers T, N, D, the action width and the alignment from what most clips say, the
+second runs training's own check (ClipStore.check) on every clip under these settings. Then the content of a sample, or
+of every clip. At most one clip is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hopecli.config.schema import DataSettings
+from hopecli.data.headers import ClipProblem
+from hopecli.data.store import ClipStore, numbered_clips
+from hopecli.data.survey import ActionFacts, Geometry, IdFacts, Pictures, StorageFacts, Survey, Surveyed
+from hopecli.data.survey_actions import SCATTER_POINTS
+from hopecli.data.survey_content import NORM_POINTS, FeatureTally, pca_images
+from hopecli.data.survey_duplicates import Fingerprints
+from hopecli.data.survey_files import Look, look_at, whole_features
+from hopecli.data.survey_findings import CODES, Findings
+
+Progress = Callable[[str, int, int], None]
+LISTED_GAPS = 10
+
+
+def survey_folder(
+    folder: Path,
+    *,
+    feature_map: str | None,
+    sample: int,
+    deep: bool,
+    known_grids: Sequence[int],
+    num_timesteps: int,
+    pictures: bool,
+    on_progress: Progress,
+) -> Surveyed:
+    """Look at every clip of `folder`, and into `sample` of them (all when `deep`).
+
+    feature_map None takes the default's name, or the most common one where no clip has it. known_grids: grids in use,
+    to tell T*N apart where action rows do not. num_timesteps: frames that training would use of longer clips.
+    on_progress(stage, done, total) is called after each clip. Raises DataError when there are no clips.
+    """
+    started = time.perf_counter()
+    clips = numbered_clips(folder)
+    findings = Findings()
+    unique: dict[int, str] = {}
+    for number, name in clips:
+        if number in unique:
+            findings.add("duplicate_id", name, f"{unique[number]} has the same number")
+        else:
+            unique[number] = name
+    look = look_at(folder, unique, feature_map, points=max(1, SCATTER_POINTS // len(unique)), on_progress=on_progress)
+    geometry = look.shapes.geometry(known_grids)
+    actions = look.actions.facts(look.shapes.alignments(geometry.patches), geometry.frames)
+    settings = training_settings(geometry, actions, look.feature_map, num_timesteps)
+    _collected_earlier(findings, look, actions)
+    store = ClipStore(folder, settings, use_extrinsics=False)
+    clean, fingerprints = _check_all(store, unique, look, findings, on_progress)
+    names = list(clean.values())
+    chosen = names if deep or sample >= len(names) else [names[i] for i in _evenly(sample, len(names))]
+    content = _read_all(store, chosen, findings, on_progress)
+    duplicates = fingerprints.settle(store, everything=deep)
+    for name, earlier in duplicates.pairs:
+        findings.add("duplicate", name, f"the same content as {earlier}")
+    listing = findings.listing()
+    picture = None
+    if pictures:
+        picture = _pictures(store, look, content, geometry)
+    usable = tuple(number for number, name in clean.items() if name not in content.unsound)
+    survey = Survey(
+        folder=str(folder),
+        feature_map=look.feature_map,
+        depth="deep" if deep else "sample",
+        clips=len(clips),
+        usable=len(usable),
+        content_read=len(chosen),
+        ids=_ids(list(unique)),
+        layouts=dict(look.shapes.layouts.most_common()),
+        dtypes=dict(look.shapes.dtypes.most_common()),
+        geometry=geometry,
+        checked_frames=settings.num_timesteps,
+        actions=actions,
+        states=look.states,
+        extrinsics=look.extrinsics,
+        features=content.tally.facts(),
+        motion=content.tally.motion(),
+        duplicates=duplicates.facts,
+        storage=_storage(look, content),
+        presets=(),
+        findings=listing,
+        errors=sum(finding.severity == "error" for finding in listing),
+        warnings=sum(finding.severity == "warning" for finding in listing),
+        seconds=time.perf_counter() - started,
+    )
+    return Surveyed(survey, usable, picture)
+
+
+def training_settings(geometry: Geometry, actions: ActionFacts, feature_map: str, num_timesteps: int) -> DataSettings:
+    """The data settings that most clips fit; defaults where the clips do not tell."""
+    side = 16
+    if geometry.patches is not None:
+        side = max(1, round(geometry.patches**0.5))
+    wanted = num_timesteps if geometry.frames is None else max(2, min(num_timesteps, geometry.frames))
+    return DataSettings.model_validate(
+        {
+            "feature_map": feature_map,
+            "num_timesteps": wanted,
+            "grid": side,
+            "embed_dim": max(2, geometry.width or 1024),
+            "action_dim": actions.width or 2,
+            "action_alignment": actions.suggested_alignment or "impulse",
+        }
+    )
+
+
+def _collected_earlier(findings: Findings, look: Look, actions: ActionFacts) -> None:
+    tally = look.actions
+    findings.add_many("actions_zero", tally.zero_clips, tally.zero_names, "every action row is zero")
+    if actions.suggested_alignment == "impulse":
+        findings.add_many("actions_dropped", tally.dropped, tally.dropped_clips, "non-zero rows other than index 1")
+    usual = look.shapes.dtypes.most_common(1)
+    for dtype, count in look.shapes.dtypes.items():
+        if dtype in ("float16", "float32") and dtype != usual[0][0]:
+            findings.add_many("mixed_dtypes", count, look.shapes.dtype_clips[dtype], f"{dtype} among {usual[0][0]}")
+
+
+def _check_all(
+    store: ClipStore, clips: dict[int, str], look: Look, findings: Findings, on_progress: Progress
+) -> tuple[dict[int, str], Fingerprints]:
+    """Training's check on every clip: the clips without a defect, and fingerprints of all that could be read."""
+    with_extrinsics = ClipStore(store.folder, store.settings, use_extrinsics=True)
+    clean: dict[int, str] = {}
+    fingerprints = Fingerprints()
+    for done, (number, name) in enumerate(clips.items(), start=1):
+        states = store.paths(name)[2]
+        try:
+            store.check(name)
+            if name in look.bad_actions:
+                raise ClipProblem("not_finite", look.bad_actions[name], clip=name)
+        except ClipProblem as problem:
+            findings.add_problem(problem)
+        except OSError as error:
+            findings.add("unreadable", name, str(error))
+        else:
+            clean[number] = name
+            fingerprints.add(store, name)
+            if look.states and not states.exists():
+                findings.add("missing_states", name, "states.npy is missing")
+            if look.extrinsics:
+                try:
+                    with_extrinsics.check(name)
+                except ClipProblem as problem:
+                    code = "missing_extrinsics" if problem.code == "missing_extrinsics" else "extrinsics_unusable"
+                    findings.add(code, name, problem.what)
+        on_progress("checking clips", done, len(clips))
+    return clean, fingerprints
+
+
+@dataclass
+class _Content:
+    tally: FeatureTally
+    unsound: set[str]
+    first: str | None = None
+    read_bytes: int = 0
+    read_seconds: float = 0.0
+
+
+def _read_all(store: ClipStore, names: Sequence[str], findings: Findings, on_progress: Progress) -> _Content:
+    content = _Content(FeatureTally(), set())
+    points = max(1, NORM_POINTS // max(1, len(names)))
+    for done, name in enumerate(names, start=1):
+        try:
+            started = time.perf_counter()
+            features = whole_features(store, name)
+            content.read_seconds += time.perf_counter() - started
+            content.read_bytes += features.nbytes
+        except ClipProblem as problem:
+            findings.add_problem(problem)
+            content.unsound.add(name)
+        except OSError as error:
+            findings.add("unreadable", name, str(error))
+            content.unsound.add(name)
+        else:
+            code = content.tally.add(features, horizon=store.settings.num_timesteps - 1, points=points)
+            if code is not None:
+                findings.add(code, name, CODES[code][1])
+            elif content.first is None:
+                content.first = name
+        on_progress("reading clips", done, len(names))
+    return content
+
+
+def _pictures(store: ClipStore, look: Look, content: _Content, geometry: Geometry) -> Pictures:
+    pca = None
+    if content.first is not None and geometry.grid is not None:
+        pca = pca_images(whole_features(store, content.first), geometry.grid)
+    norms = content.tally.norms
+    points = [kept for kept in look.actions.points if kept.shape[1:] == look.actions.points[0].shape[1:]]
+    return Pictures(
+        norms=np.concatenate(norms) if norms else np.zeros(0, np.float32),
+        actions=np.concatenate(points) if points else np.zeros((0, 2), np.float32),
+        pca=pca,
+        pca_clip=None if pca is None else content.first,
+    )
+
+
+def _evenly(count: int, total: int) -> list[int]:
+    return sorted({round(i) for i in np.linspace(0, total - 1, count)}) if count else []
+
+
+def _ids(ids: list[int]) -> IdFacts:
+    gaps = [(a + 1, b - 1) for a, b in itertools.pairwise(ids) if b - a > 1]
+    return IdFacts(ids[0], ids[-1], sum(b - a + 1 for a, b in gaps), tuple(gaps[:LISTED_GAPS]))
+
+
+def _storage(look: Look, content: _Content) -> StorageFacts:
+    rate = content.read_bytes / content.read_seconds if content.read_seconds > 0 and content.read_bytes else None
+    return StorageFacts(look.bytes, content.read_bytes, content.read_seconds, rate)
