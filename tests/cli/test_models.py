@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hopecli.models.hope.diagnostics import MEMORY_NAMES
+from hopecli.config.load import load_tree
+from hopecli.engine.checkpoint import load_checkpoint, load_into
+from hopecli.models.build import build_model
+from hopecli.models.hope.memory import MEMORY_NAMES
+from hopecli.models.protocol import PredictorModule
 from tests.cli.runner import TINY, hope, only_run
 
 DATA = [text for text in TINY if not text.startswith("model.")]
@@ -95,3 +99,37 @@ def test_copy_last_is_saved_untrained_and_equals_its_own_baseline(tmp_path: Path
     # The model's output is normalised once more: float32 rounding.
     assert model["l1"]["mean"] == pytest.approx(copy_last["l1"]["mean"], rel=1e-5)
     assert json.loads(outcome.out)["parameters"] == 0
+
+
+def test_fast_weights_stay_bounded_after_training(tmp_path: Path) -> None:
+    """64 frames of random input: the norms settle instead of growing.
+
+    A write contracts (rates in (0, 1), unit inputs) and adds a bounded signal, so the norms approach a plateau: 10
+    times the start is above it (5.7 times was measured at initialisation) and far below a runaway, which would also grow by
+    far more than 1.5 in the second half.
+    """
+    assert hope(command("quickstart_hope", "training.epochs=4"), tmp_path).code == 0
+    checkpoint = load_checkpoint(str(only_run(tmp_path)))
+    settings = load_tree(checkpoint.settings, name="run", origin="run").settings
+    model = build_model(settings.model, grid=2, embed_dim=8, action_dim=2, seed=0)
+    load_into(model, checkpoint)
+    norms = fast_weight_norms(model, frames=64)
+    print("norms relative to the first frame:", norms[::16].tolist())
+    assert torch.isfinite(norms).all()
+    assert norms.max() < 10 * norms[0].max()
+    assert (norms[-1] < 1.5 * norms[31]).all()
+
+
+@torch.no_grad()
+def fast_weight_norms(model: PredictorModule, *, frames: int) -> torch.Tensor:
+    """|W_in| and |W_out| of all memories of all blocks after each frame of random input [frames, 2]."""
+    generator = torch.Generator().manual_seed(0)
+    memory = model.initial_state(1)
+    rows = []
+    for t in range(frames):
+        frame = torch.randn(1, model.num_patches, model.embed_dim, generator=generator)
+        action = torch.randn(1, model.action_dim, generator=generator)
+        _, memory = model.step(frame, action, torch.zeros_like(action), None, memory=memory, t=t)
+        weights = [block.all() for block in memory.blocks]
+        rows.append([sum(w.w_in.norm() ** 2 for w in weights) ** 0.5, sum(w.w_out.norm() ** 2 for w in weights) ** 0.5])
+    return torch.tensor(rows)
