@@ -105,8 +105,8 @@ def test_fast_weights_stay_bounded_after_training(tmp_path: Path) -> None:
     """64 frames of random input: the norms settle instead of growing.
 
     A write contracts (rates in (0, 1), unit inputs) and adds a bounded signal, so the norms approach a plateau: 10
-    times the start is above it (5.7 times was measured at initialisation) and far below a runaway, which would also grow by
-    far more than 1.5 in the second half.
+    times the start is above it (5.7 times was measured at initialisation) and far below a runaway, which would also
+    grow by far more than 1.5 in the second half.
     """
     assert hope(command("quickstart_hope", "training.epochs=4"), tmp_path).code == 0
     checkpoint = load_checkpoint(str(only_run(tmp_path)))
