@@ -36,7 +36,15 @@ LAYERS: dict[str, Layer] = {
         ("hardware", "config", "data", "models", "objectives"), ("torch", "accelerate", "numpy", "safetensors")
     ),
     "report": Layer(
-        ("engine.results", "engine.sink", "data.survey", "hardware", "config.explain", "config.schema"),
+        (
+            "engine.results",
+            "engine.sink",
+            "engine.tta_results",
+            "data.survey",
+            "hardware",
+            "config.explain",
+            "config.schema",
+        ),
         ("rich", "numpy"),
         ("matplotlib", "wandb"),
     ),

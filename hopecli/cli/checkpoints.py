@@ -148,9 +148,13 @@ def _label(data: DataSettings, folder: Path) -> str:
 
 
 def results_folder(trained: Trained, kind: str, name: str) -> Path:
-    """RUN/<kind>/<name>, or for a file on its own <runs>/<kind>/<file stem>/<name>."""
+    """RUN/<kind>/<name>; RUN/tta/<stream>/<kind>/<name> for weights that were adapted there; or for a file on its own
+    <runs>/<kind>/<file stem>/<name>."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    if trained.checkpoint.run_dir is not None:
-        return trained.checkpoint.run_dir / kind / name
+    run_dir, file = trained.checkpoint.run_dir, trained.checkpoint.path
+    if run_dir is not None and file.resolve().is_relative_to(run_dir.resolve() / "tta"):
+        return file.parent / kind / name
+    if run_dir is not None:
+        return run_dir / kind / name
     runs = trained.settings.logging.runs_dir or os.environ.get("HOPE_RUNS_DIR") or "runs"
     return Path(runs) / kind / trained.checkpoint.path.stem / name

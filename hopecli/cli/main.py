@@ -14,6 +14,7 @@ from hopecli.cli.inspect_data import inspect_data_command
 from hopecli.cli.make_clips import make_clips_command
 from hopecli.cli.presets import presets_command
 from hopecli.cli.train import train_command
+from hopecli.cli.tta import tta_command
 from hopecli.errors import AbortedError, HopeError, StoppedError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ def options(
 
 app.command("train")(train_command)
 app.command("eval")(eval_command)
+app.command("tta")(tta_command)
 app.command("make-clips")(make_clips_command)
 app.command("inspect-data")(inspect_data_command)
 app.command("hw-info")(hw_info_command)

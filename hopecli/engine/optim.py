@@ -1,4 +1,4 @@
-"""Parameter groups, and AdamW whose groups may step less often than the training loop.
+"""Parameter groups, and optimizers whose groups may step less often than the loop that drives them.
 
 A group with period k takes its step on every k-th training step, on the mean of the gradients since its last one, and
 is untouched in between. Source: Nested Learning (Behrouz et al. 2025), Eq. 31.
@@ -57,41 +57,33 @@ def parameter_groups(model: PredictorModule, settings: OptimizerSettings, model_
     return groups
 
 
-class PeriodicAdamW(torch.optim.AdamW):
-    """AdamW over groups with update periods; the gradients a group has accumulated are part of its state_dict."""
+def torch_groups(groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """The groups as torch's optimizers take them, with what `GradientHold` keeps there."""
+    return [
+        {
+            "params": group.parameters,
+            "weight_decay": group.weight_decay,
+            "lr_scale": group.lr_scale,
+            "period": group.period,
+            "waited": 0,
+            "name": group.name,
+        }
+        for group in groups
+    ]
 
-    def __init__(self, groups: Iterable[Group], settings: OptimizerSettings, *, fused: bool):
-        super().__init__(
-            [
-                {
-                    "params": group.parameters,
-                    "weight_decay": group.weight_decay,
-                    "lr_scale": group.lr_scale,
-                    "period": group.period,
-                    "waited": 0,
-                    "name": group.name,
-                }
-                for group in groups
-            ],
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            fused=fused,
-        )
+
+class GradientHold:
+    """Puts aside the gradients of groups whose period has not come; the same rule for every optimizer."""
+
+    def __init__(self) -> None:
         self.accumulated: dict[int, list[Tensor]] = {}
 
-    def set_learning_rate(self, lr: float) -> None:
-        """The schedule's value for this step; each group multiplies it by its scale."""
-        for group in self.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """One training step: groups that are not due only accumulate their gradients."""
-        for index, group in enumerate(self.param_groups):
+    def before_step(self, param_groups: list[dict[str, Any]]) -> None:
+        """To be called before each step: groups that are not due only accumulate, and lose their gradients."""
+        for index, group in enumerate(param_groups):
             if group["period"] > 1:
                 self._hold(index, group)
-        return super().step(closure)
 
     def _hold(self, index: int, group: dict[str, Any]) -> None:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group["params"]]
@@ -111,16 +103,39 @@ class PeriodicAdamW(torch.optim.AdamW):
         else:
             self.accumulated[index] = sums
 
+    def restore(self, accumulated: dict[int, list[Tensor]], param_groups: list[dict[str, Any]]) -> None:
+        """Take over copies of saved sums, on their parameters' devices."""
+        self.accumulated = {
+            int(index): [
+                t.to(p.device, copy=True) for t, p in zip(sums, param_groups[int(index)]["params"], strict=True)
+            ]
+            for index, sums in accumulated.items()
+        }
+
+
+class PeriodicAdamW(torch.optim.AdamW):
+    """AdamW over groups with update periods; the gradients a group has accumulated are part of its state_dict."""
+
+    def __init__(self, groups: Iterable[Group], settings: OptimizerSettings, *, fused: bool):
+        super().__init__(torch_groups(groups), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+        self.hold = GradientHold()
+
+    def set_learning_rate(self, lr: float) -> None:
+        """The schedule's value for this step; each group multiplies it by its scale."""
+        for group in self.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """One training step: groups that are not due only accumulate their gradients."""
+        self.hold.before_step(self.param_groups)
+        return super().step(closure)
+
     def state_dict(self) -> dict[str, Any]:
         """AdamW's state and the gradients waiting for their group's turn."""
-        return {**super().state_dict(), "accumulated": self.accumulated}
+        return {**super().state_dict(), "accumulated": self.hold.accumulated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both; groups must be the same."""
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "accumulated"})
-        self.accumulated = {
-            int(index): [
-                t.to(p.device, copy=True) for t, p in zip(sums, self.param_groups[int(index)]["params"], strict=True)
-            ]
-            for index, sums in state_dict["accumulated"].items()
-        }
+        self.hold.restore(state_dict["accumulated"], self.param_groups)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
+from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress
 
 
 class Sink(Protocol):
@@ -84,3 +85,36 @@ class Fanout:
     def close(self) -> None:
         for sink in self.sinks:
             sink.close()
+
+
+class StreamSink(Protocol):
+    """Receives the events of a test-time adaptation stream, in order."""
+
+    def begin(self, *, done: int, total: int) -> None:
+        """The stream starts after `done` of `total` clips (all orders together)."""
+
+    def clip(self, row: TtaClip, progress: TtaProgress) -> None:
+        """One clip was scored and learned."""
+
+    def source(self, record: SourceRecord) -> None:
+        """The source clips were scored."""
+
+    def message(self, text: str) -> None:
+        """One line for the user."""
+
+    def close(self) -> None:
+        """No more events."""
+
+
+class NullStreamSink:
+    """Drops everything."""
+
+    def begin(self, *, done: int, total: int) -> None: ...
+
+    def clip(self, row: TtaClip, progress: TtaProgress) -> None: ...
+
+    def source(self, record: SourceRecord) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def close(self) -> None: ...

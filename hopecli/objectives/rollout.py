@@ -35,6 +35,26 @@ def teacher_forced(model: Predictor, clip: ClipBatch, *, frames: int, normalize_
     return normalise(out, enabled=normalize_reps)
 
 
+def next_frame(
+    model: Predictor, clip: ClipBatch, *, t: int, memory: Memory, normalize_reps: bool, frame: Tensor | None = None
+) -> tuple[Tensor, Memory]:
+    """One step of a walk: the prediction of frame t+1 [B, N, D] from the clip's frame t (or from `frame` in its place)
+    under its conditions, and the memory after it. `clip.features` are already normalised."""
+    rows = None if clip.extrinsics is None else clip.extrinsics[:, t]
+    frame = clip.features[:, t] if frame is None else frame
+    out, memory = model.step(frame, clip.actions[:, t], clip.states[:, t], rows, memory=memory, t=t)
+    return normalise(out, enabled=normalize_reps), memory
+
+
+def observe(model: Predictor, clip: ClipBatch, *, frames: int, memory: Memory | None = None) -> Memory:
+    """The memory after the clip's first `frames` true frames, from `memory` or the model's initial state."""
+    if memory is None:
+        memory = model.initial_state(len(clip))
+    for t in range(frames):
+        _, memory = next_frame(model, clip, t=t, memory=memory, normalize_reps=False)
+    return memory
+
+
 def steps(
     model: Predictor,
     clip: ClipBatch,
@@ -52,13 +72,12 @@ def steps(
     """
     if memory is None:
         memory = model.initial_state(len(clip))
-    frame = clip.features[:, 0]
+    frame = None
     for t in range(context_frames + horizon - 1):
-        if t < context_frames:
-            frame = clip.features[:, t]
-        rows = None if clip.extrinsics is None else clip.extrinsics[:, t]
-        out, memory = model.step(frame, clip.actions[:, t], clip.states[:, t], rows, memory=memory, t=t)
-        prediction = normalise(out, enabled=normalize_reps)  # [B, N, D]
+        given = None if t < context_frames else frame
+        prediction, memory = next_frame(
+            model, clip, t=t, memory=memory, normalize_reps=normalize_reps, frame=given
+        )  # [B, N, D]
         yield t, prediction, memory
         frame = prediction.detach() if detach else prediction
 
@@ -71,9 +90,10 @@ def rollout(
     horizon: int,
     normalize_reps: bool,
     detach: bool = False,
+    memory: Memory | None = None,
 ) -> Tensor:
     """Predictions of frames C..C+H-1 [B, H, N, D]: H autoregressive steps after C true frames; gradients flow through
-    the whole rollout unless `detach`."""
+    the whole rollout unless `detach`. `memory` starts the walk, by default the model's initial state."""
     walk = steps(
         model,
         clip,
@@ -81,5 +101,6 @@ def rollout(
         horizon=horizon,
         normalize_reps=normalize_reps,
         detach=detach,
+        memory=memory,
     )
     return torch.stack([prediction for t, prediction, _ in walk if t >= context_frames - 1], dim=1)

@@ -76,13 +76,13 @@ class ConsoleSink:
         data = sum(x.data_seconds for x in records) / len(records)
         work = sum(x.step_seconds for x in records) / len(records)
         text = (
-            f"loss {r.loss:.4f}  lr {r.lr:.2e}  {r.clips_per_second:.1f} clips/s  "
+            f"loss {r.loss:.4f}  lr {r.lr:.2e}  {r.clips_per_second:.3g} clips/s  "
             f"data {1e3 * data:.0f} ms  step {1e3 * work:.0f} ms"
         )
         remaining = (self.total_steps - r.step) * (data + work)
         line = f"step {r.step}/{self.total_steps}  epoch {r.epoch + 1}  {text}  ETA {_duration(remaining)}"
         if self.progress is not None and self.task is not None:
-            brief = f"loss {r.loss:.4f} lr {r.lr:.1e} {r.clips_per_second:.0f} clips/s data/step"
+            brief = f"loss {r.loss:.4f} lr {r.lr:.1e} {r.clips_per_second:.3g} clips/s data/step"
             self.progress.update(self.task, description=f"{brief} {1e3 * data:.0f}/{1e3 * work:.0f} ms")
             self._keep(line)
         else:

@@ -63,7 +63,7 @@ def train_tables(summary: TrainSummary) -> list[Table]:
 
 
 def _rate(clips_per_second: float | None) -> str:
-    return "" if clips_per_second is None else f", {clips_per_second:.1f} clips/s"
+    return "" if clips_per_second is None else f", {clips_per_second:.3g} clips/s"
 
 
 def validation_table(record: ValidationRecord) -> Table:

@@ -50,8 +50,12 @@ class WandbSink:
         run_dir: Path,
         config: Mapping[str, Any],
         say: Callable[[str], None],
+        label: str | None = None,
+        record: str = "metrics.jsonl",
     ):
-        self.say, self.run = say, None
+        """label: the run's name in W&B, by default its preset and date; record: the file that goes on without W&B."""
+        self.say, self.run, self.record = say, None, record
+        label = label or f"{run_dir.parent.name}/{run_dir.name}"
         try:
             import wandb
 
@@ -60,8 +64,8 @@ class WandbSink:
                 project=project,
                 entity=entity,
                 dir=str(run_dir),
-                id=f"{run_dir.parent.name}-{run_dir.name}".replace(":", "-"),
-                name=f"{run_dir.parent.name}/{run_dir.name}",
+                id=label.replace("/", "-").replace(":", "-"),
+                name=label,
                 resume="allow",
                 config=dict(config),
                 settings=wandb.Settings(init_timeout=60, silent=True),
@@ -76,21 +80,22 @@ class WandbSink:
     def steps(self, records: Sequence[StepRecord]) -> None:
         for record in records:
             tree = to_tree(record)
-            self._log({f"train/{k}": v for k, v in tree.items() if k != "step"}, record.step)
+            self.log({f"train/{k}": v for k, v in tree.items() if k != "step"}, record.step)
 
     def validation(self, record: ValidationRecord) -> None:
         tree = to_tree(record)
         values = {f"validation/{k}": v for k, v in tree.items() if not isinstance(v, list) and k != "step"}
         for key in ("rollout_per_horizon", "copy_last_per_horizon"):
             values |= {f"validation/{key}/{i}": v for i, v in enumerate(tree[key], start=1)}
-        self._log(values, record.step)
+        self.log(values, record.step)
 
     def diagnostics(self, record: DiagnosticsRecord) -> None:
-        self._log(dict(record.values), record.step)
+        self.log(dict(record.values), record.step)
 
     def message(self, text: str) -> None: ...
 
-    def _log(self, values: Mapping[str, Any], step: int) -> None:
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Mirror named values of one step."""
         if self.run is None:
             return
         try:
@@ -100,7 +105,7 @@ class WandbSink:
 
     def _off(self, error: Exception) -> None:
         self.run = None
-        self.say(f"W&B: turned off for this run ({' '.join(str(error).split())[:200]}); metrics.jsonl goes on")
+        self.say(f"W&B: turned off for this run ({' '.join(str(error).split())[:200]}); {self.record} goes on")
 
     def close(self) -> None:
         if self.run is not None:

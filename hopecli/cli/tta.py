@@ -1,0 +1,292 @@
+"""hope tta: resolve settings, build, run, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hopecli.cli.checkpoints import (
+    ChosenClips,
+    Trained,
+    held_out_or_all,
+    load_trained,
+    results_folder,
+    training_split,
+)
+from hopecli.cli.common import (
+    DataDir,
+    DeviceOption,
+    JsonOption,
+    Overrides,
+    PrecisionOption,
+    complete_presets,
+    override,
+    start_runtime,
+)
+from hopecli.errors import HopeError, SettingsError, StoppedError
+
+if TYPE_CHECKING:
+    from hopecli.data.store import ClipStore
+    from hopecli.engine.runtime import Runtime
+    from hopecli.engine.sink import StreamSink
+    from hopecli.engine.tta_job import StreamRecord, TtaJob
+    from hopecli.engine.tta_summary import StreamFacts
+
+
+@dataclass(frozen=True)
+class Source:
+    """Clips of the training domain whose loss shows forgetting."""
+
+    store: ClipStore
+    names: list[str]
+    label: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options ask for, beside the settings."""
+
+    source_data_dir: str | None
+    name: str | None
+    baselines: list[str]
+    resume: bool
+    preset: str | None
+
+
+def tta_command(
+    overrides: Overrides = None,
+    ckpt: Annotated[
+        str, typer.Option("--ckpt", "-c", help="Run directory, checkpoint directory or .safetensors file.")
+    ] = "",
+    data_dir: DataDir = None,
+    source_data_dir: Annotated[
+        str | None, typer.Option("--source-data-dir", help="Clips that show forgetting (else those held out).")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-p", help="Preset whose adaptation section to use.", autocompletion=complete_presets),
+    ] = None,
+    baselines: Annotated[
+        str, typer.Option("--baselines", help="frozen (always on), periodic_reset; joined by commas.")
+    ] = "frozen",
+    name: Annotated[str | None, typer.Option("--name", help="Folder name of the results.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted stream of this command.")
+    ] = False,
+    wandb: Annotated[str | None, typer.Option("--wandb", help="auto, online, offline or disabled.")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Adapt a checkpoint to a stream of clips: predict, score, then adapt, with the frozen model beside it."""
+    if not ckpt:
+        raise SettingsError("no checkpoint is given", where="hope tta", fix="add --ckpt RUN")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise SettingsError(
+            "a stream is adapted to clip by clip, on one process",
+            where="WORLD_SIZE",
+            value=processes,
+            fix="drop torchrun",
+        )
+    flags = [] if precision is None else [override("adaptation.precision", precision)]
+    flags += [] if wandb is None else [override("logging.wandb", wandb)]
+    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir)
+    chosen_baselines = list(dict.fromkeys(["frozen", *(text.strip() for text in baselines.split(",") if text.strip())]))
+    request = Request(source_data_dir, name, chosen_baselines, resume, preset)
+    runtime = choose_runtime(trained, device)
+    job, facts = build(trained, request, runtime)
+    try:
+        record = run(job)
+    finally:
+        job.sink.close()
+        runtime.close()
+    report(trained, job, record, facts, json=json)
+
+
+def choose_runtime(trained: Trained, device: str | None) -> Runtime:
+    """The device asked for; the CPU where LayerNorm cannot be trained on it."""
+    from hopecli.engine.adapt import layernorm_backward_works
+    from hopecli.report.console import say
+
+    s = trained.settings
+    runtime = start_runtime(device or s.training.device, s.adaptation.precision)
+    if runtime.device.type == "mps" and not layernorm_backward_works(runtime.device, s.data.embed_dim):
+        say("LayerNorm's backward gives non-finite gradients on this MPS release: adapting on the CPU")
+        runtime = start_runtime("cpu", s.adaptation.precision)
+    if runtime.choice.precision == "fp16" and s.adaptation.adapt != "none":
+        raise SettingsError(
+            "small gradients vanish in fp16", where="adaptation.precision", value="fp16", fix="use fp32 or bf16"
+        )
+    return runtime
+
+
+def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob, StreamFacts]:
+    """Stream, source clips, sinks and what identifies the stream."""
+    from hopecli.engine.adapt import adapted_groups
+    from hopecli.engine.tta_job import TtaJob
+    from hopecli.engine.tta_summary import StreamFacts
+    from hopecli.report.console import say
+
+    s = trained.settings
+    model = trained.model.to(runtime.device)
+    groups = adapted_groups(model, s.adaptation.adapt, s.model, s.adaptation.weight_decay)
+    chosen = held_out_or_all(trained, runtime, s.evaluation.clips, say)
+    source = find_source(trained, request.source_data_dir, chosen, say)
+    stem = "" if request.preset is None else f"{Path(request.preset).stem}_"
+    folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
+    job = TtaJob(
+        settings=s,
+        runtime=runtime,
+        model=model,
+        clips=chosen.store,
+        names=chosen.names,
+        sink=open_sink(trained, folder, say),
+        folder=folder,
+        source=None if source is None else (source.store, source.names),
+        baselines=request.baselines,
+        identity=identity(trained, request, chosen, source),
+        resume=request.resume,
+    )
+    facts = StreamFacts(
+        checkpoint=str(trained.checkpoint.path),
+        data=str(chosen.store.folder),
+        clips_from=chosen.clips_from,
+        overlap_with_training=chosen.overlap,
+        unreadable=chosen.skipped,
+        source_label=None if source is None else source.label,
+        adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
+    )
+    return job, facts
+
+
+def find_source(
+    trained: Trained, source_data_dir: str | None, chosen: ChosenClips, say: Callable[[str], None]
+) -> Source | None:
+    """The clips of --source-data-dir, else those held out from training where they still are; None otherwise."""
+    from hopecli.data.source import clips_folder
+    from hopecli.data.split import usable_clips
+    from hopecli.data.store import ClipStore
+
+    limit = trained.settings.adaptation.source_clips
+    extrinsics = getattr(trained.settings.model, "use_extrinsics", False)
+    if source_data_dir is not None:
+        update = {"source": "folder", "data_dir": source_data_dir, "clip_start": None, "clip_end": None}
+        settings = trained.settings.data.model_copy(update=update)
+        folder = Path(source_data_dir).expanduser()
+        store = ClipStore(folder, settings, use_extrinsics=extrinsics)
+        return Source(store, list(usable_clips(store)[0].values())[:limit], str(folder))
+    if chosen.overlap == 0 and chosen.clips_from == "held out from training":
+        say("note: the stream is the held-out part itself, so forgetting is not measured (give --source-data-dir)")
+        return None
+    try:
+        settings = trained.trained_under.data
+        store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
+        there = set(usable_clips(store)[0].values())
+        split = training_split(trained)
+    except HopeError as error:
+        say(f"note: forgetting is not measured: {error}")
+        return None
+    names = [] if split is None else [name for name in split.held_out if name in there][:limit]
+    if not names:
+        say("note: forgetting is not measured: the checkpoint's held-out clips are not known (give --source-data-dir)")
+        return None
+    return Source(store, names, "held out from training")
+
+
+def identity(trained: Trained, request: Request, chosen: ChosenClips, source: Source | None) -> dict[str, Any]:
+    """What two commands must share for one to go on with the other's stream."""
+    import hashlib
+
+    with open(trained.checkpoint.path, "rb") as file:
+        weights = (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file.read())
+        )
+    s = trained.settings.adaptation.model_dump(mode="json")
+    return {
+        **{f"adaptation.{key}": value for key, value in s.items()},
+        "checkpoint": weights,
+        "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
+        "source": "" if source is None else _hash("\n".join([str(source.store.folder), *source.names]).encode()),
+        "baselines": ",".join(sorted(request.baselines)),
+    }
+
+
+def _hash(content: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def open_sink(trained: Trained, folder: Path, say: Callable[[str], None]) -> StreamSink:
+    """The terminal, and the mirror."""
+    from hopecli.config.explain import to_tree
+    from hopecli.report.tta import ConsoleStream, StreamFanout, WandbStream
+    from hopecli.report.wandb_sink import WandbSink, resolve_mode
+
+    s = trained.settings
+    mode, reason = resolve_mode(s.logging.wandb)
+    console = ConsoleStream(every=s.logging.log_every)
+    if mode == "disabled":
+        return console
+    say(reason)
+    folder.mkdir(parents=True, exist_ok=True)
+    run_dir = trained.checkpoint.run_dir
+    label = folder.name if run_dir is None else f"{run_dir.parent.name}/{run_dir.name}/tta/{folder.name}"
+    mirror = WandbSink(
+        mode=mode,
+        project=s.logging.wandb_project or os.environ.get("WANDB_PROJECT") or "hopecli",
+        entity=s.logging.wandb_entity or os.environ.get("WANDB_ENTITY"),
+        run_dir=folder,
+        config=to_tree(s),
+        say=say,
+        label=label,
+        record="per_clip.csv",
+    )
+    return StreamFanout([console, WandbStream(mirror)])
+
+
+def run(job: TtaJob) -> StreamRecord:
+    """Stream the clips."""
+    from hopecli.engine.tta import stream
+
+    return stream(job)
+
+
+def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFacts, *, json: bool) -> None:
+    """results.json, per_clip.csv, the adapted weights and the picture, then the table; StoppedError after a signal."""
+    from hopecli.engine.checkpoint import write_weights
+    from hopecli.engine.results import to_tree
+    from hopecli.engine.tta_state import STATE_FILE
+    from hopecli.engine.tta_summary import summarise_stream
+    from hopecli.report.console import make_console, say
+    from hopecli.report.files import as_json, write_csv, write_json
+    from hopecli.report.tta import csv_row, plot_stream, tta_tables
+
+    fix = "go on with the same command and --resume"
+    stopped = f"stopped by {record.stopped_by} after {len(record.rows)} clips"
+    if record.stopped_by is not None and not record.rows:
+        raise StoppedError(stopped, fix=fix)
+    results, folder = summarise_stream(job, record, facts), job.folder
+    write_json(folder / "results.json", to_tree(results))
+    write_csv(folder / "per_clip.csv", [csv_row(row) for row in record.rows])
+    plot_stream(results, folder / "stream.png")
+    if job.settings.adaptation.adapt != "none":
+        tta = {"protocol": results.protocol, "clips": facts.data, "complete": results.complete}
+        info = {**trained.checkpoint.info, "tta": tta}
+        write_weights(folder / "adapted.safetensors", job.model.state_dict(), trained.checkpoint.settings, info)
+    say(f"results: {folder}")
+    if json:
+        typer.echo(as_json(results))
+    else:
+        console = make_console(stderr=False)
+        for table in tta_tables(results):
+            console.print(table)
+    if not results.complete:
+        raise StoppedError(f"{stopped}; the results so far are written", where=str(folder), fix=fix)
+    (folder / STATE_FILE).unlink(missing_ok=True)

@@ -1,0 +1,294 @@
+"""Test-time adaptation over a stream of clips: predict, score, then adapt, with the frozen model on the same stream."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TypeVar
+
+import torch
+
+from hopecli.data.loader import collate
+from hopecli.engine.adapt import Adapter, adapted_groups, all_finite, only_adapted, swapped
+from hopecli.engine.memory import peak_memory, reset_peak_memory
+from hopecli.engine.signals import stop_on_signal
+from hopecli.engine.tta_clip import (
+    StreamClip,
+    Updates,
+    adapt_on_rollout,
+    make_plan,
+    mean,
+    memory_after,
+    prepare,
+    score,
+    walk_sequentially,
+)
+from hopecli.engine.tta_job import BASELINES, ROLLING, StreamRecord, TtaJob, order_seeds
+from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress
+from hopecli.engine.tta_state import memory_tensors, pack_adapter, read_state, unpack_adapter, write_state
+from hopecli.errors import CheckpointError, DataError, SettingsError
+from hopecli.models.protocol import PredictorModule
+
+T = TypeVar("T")
+MEMORY_PROBES = 3  # clips whose peak memory is measured: it does not change after them
+
+
+def stream(job: TtaJob) -> StreamRecord:
+    """Run every order to the end or until a signal, after which the state for --resume is on disk."""
+    run = _Stream(job)
+    started = time.perf_counter() - run.record.seconds
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signal())
+        for adapter in run.adapters.values():
+            stack.enter_context(only_adapted(adapter.model, adapter.parameters))
+        run.begin()
+        for order, seed in list(enumerate(order_seeds(job.settings)))[run.record.order :]:
+            names = list(job.names)
+            if seed is not None:
+                random.Random(seed).shuffle(names)
+            for name in names[run.record.position :]:
+                run.clip(order, name)
+                run.record.position += 1
+                run.measure_source_if_due(order, len(names))
+                if run.record.position == len(names):
+                    run.end_order(order)
+                run.record.seconds = time.perf_counter() - started
+                if stop and run.record.order < len(order_seeds(job.settings)):
+                    run.record.stopped_by = stop.signal_name
+                    run.save()
+                    return run.record
+    return run.record
+
+
+class _Stream:
+    """The moving parts of one stream."""
+
+    def __init__(self, job: TtaJob):
+        self.job, s = job, job.settings
+        self.plan = make_plan(s.adaptation, s.objective, s.data.num_timesteps)
+        if self.plan.carry and not job.model.carries_memory:
+            raise SettingsError(
+                f"a {s.model.kind} model has no memory to carry from clip to clip",
+                where="adaptation.memory",
+                value="carry",
+                fix="use adaptation.memory=reset",
+            )
+        unknown = sorted(set(job.baselines) - set(BASELINES))
+        if unknown:
+            raise SettingsError(
+                "unknown baseline", where="--baselines", value=unknown[0], fix=f"choose from {', '.join(BASELINES)}"
+            )
+        job.model.eval()
+        self.adapters = {"adapted": self._adapter(job.model)}
+        if "periodic_reset" in job.baselines:
+            self.adapters["periodic_reset"] = self._adapter(copy.deepcopy(job.model))
+        self.main = self.adapters["adapted"]
+        self.record = StreamRecord()
+        if job.resume:
+            self._resume()
+
+    def _adapter(self, model: PredictorModule) -> Adapter:
+        a = self.job.settings.adaptation
+        return Adapter(model, adapted_groups(model, a.adapt, self.job.settings.model, a.weight_decay), a)
+
+    def begin(self) -> None:
+        """Announce the stream; the source loss before it, unless a resumed stream has it."""
+        r, total = self.record, len(self.job.names) * len(order_seeds(self.job.settings))
+        self.job.sink.begin(done=r.order * len(self.job.names) + r.position, total=total)
+        if self.job.source is not None and not r.source_before:
+            r.source_before = self._source_losses()
+            self._note_source(SourceRecord(0, 0, mean(r.source_before)))
+
+    def clip(self, order: int, name: str) -> None:
+        """Predict, score, then adapt on one clip; a clip that cannot be read or scored is counted and left out."""
+        job, plan, record = self.job, self.plan, self.record
+        try:
+            loaded = collate([job.clips.read(name)]).clips
+        except DataError as error:
+            self._skip(name, str(error))
+            return
+        assert loaded is not None
+        given = prepare(loaded, plan, job.runtime)
+        if name not in record.frozen:
+            with swapped(self.main, self.main.initial):
+                loss, ms, size = self._timed(lambda: score(self.main.model, given, plan, job.runtime, None))
+            record.frozen[name] = [loss, ms]
+            record.bytes_frozen = _larger(record.bytes_frozen, size)
+        frozen, ms_frozen = record.frozen[name]
+        if not math.isfinite(frozen):
+            self._skip(name, "its loss under the frozen model is not finite")
+            return
+        a = job.settings.adaptation
+        if a.reset_per_clip:
+            for adapter in self.adapters.values():
+                adapter.reset()
+        periodic = None
+        if "periodic_reset" in self.adapters:
+            adapter = self.adapters["periodic_reset"]
+            if sum(row.order == order for row in record.rows) % a.reset_every == 0:
+                adapter.reset()
+            periodic, _ = self._learn(adapter, given)
+            self._observe(adapter, given)
+        (online, updates), ms, size = self._timed(lambda: self._learn(self.main, given))
+        if not math.isfinite(online):  # finite weights and memory can still overflow inside a pass
+            self.main.reset()
+            record.restarts += 1
+            job.sink.message(f"{name}: the adapted prediction is not finite; starting again from the checkpoint")
+            online, updates = self._learn(self.main, given)
+        after = score(self.main.model, given, plan, job.runtime, self.main.memory) if updates.planned else None
+        _, ms_observe, _ = self._timed(lambda: self._observe(self.main, given))
+        record.bytes_adapted = _larger(record.bytes_adapted, size)
+        row = TtaClip(
+            order=order,
+            position=record.position,
+            clip=name,
+            online=online,
+            frozen=frozen,
+            copy_last=given.copy_last,
+            after_update=after,
+            gain=frozen - online,
+            periodic_reset=periodic,
+            grad_norm=updates.mean_norm(clipped=False),
+            grad_norm_clipped=updates.mean_norm(clipped=True),
+            drift=self.main.drift(),
+            ms=ms + ms_observe,
+            ms_frozen=ms_frozen,
+            steps_done=updates.done,
+            steps_skipped=updates.skipped,
+            step_losses=[outcome.loss for outcome in updates.outcomes],
+        )
+        record.rows.append(row)
+        job.sink.clip(row, self._progress(order))
+
+    def _learn(self, adapter: Adapter, given: StreamClip) -> tuple[float, Updates]:
+        if self.plan.sequential:
+            return walk_sequentially(adapter, given, self.plan, self.job.runtime)
+        online = score(adapter.model, given, self.plan, self.job.runtime, adapter.memory)
+        return online, adapt_on_rollout(adapter, given, self.plan, self.job.runtime)
+
+    def _observe(self, adapter: Adapter, given: StreamClip) -> None:
+        if self.plan.carry:
+            memory = memory_after(adapter, given, self.plan, self.job.runtime)
+            if all_finite(memory_tensors(memory)):
+                adapter.memory = memory
+
+    def _skip(self, name: str, reason: str) -> None:
+        if name not in self.record.skipped:
+            self.job.sink.message(f"{name} is left out: {reason}")
+        self.record.skipped[name] = reason
+
+    def measure_source_if_due(self, order: int, clips: int) -> None:
+        """The source loss every `source_every` clips; the end of an order has its own."""
+        every, done = self.job.settings.adaptation.source_every, self.record.position
+        if self.job.source is not None and every and done % every == 0 and done < clips:
+            self._note_source(SourceRecord(order, done, mean(self._source_losses())))
+
+    def end_order(self, order: int) -> None:
+        """The source loss after an order; then, unless it was the last, back to the checkpoint for the next one."""
+        r, last = self.record, order + 1 == len(order_seeds(self.job.settings))
+        if self.job.source is not None:
+            if self.job.settings.adaptation.reset_per_clip:
+                self.main.reset()  # as before any further clip
+            r.source_after.append(self._source_losses())
+            self._note_source(SourceRecord(order, r.position, mean(r.source_after[-1])))
+        r.order = order + 1
+        if not last:
+            r.position = 0
+            for adapter in self.adapters.values():
+                adapter.reset()
+
+    def _note_source(self, record: SourceRecord) -> None:
+        self.record.source.append(record)
+        self.job.sink.source(record)
+
+    def _source_losses(self) -> list[float]:
+        """Loss of every readable source clip, each from the stream's current weights and memory."""
+        assert self.job.source is not None
+        reader, names = self.job.source
+        losses = []
+        for name in names:
+            try:
+                loaded = collate([reader.read(name)]).clips
+            except DataError:
+                continue
+            assert loaded is not None
+            given = prepare(loaded, self.plan, self.job.runtime)
+            losses.append(score(self.main.model, given, self.plan, self.job.runtime, self.main.memory))
+        if not losses:
+            raise DataError("none of the source clips could be read", where="--source-data-dir")
+        return losses
+
+    def _progress(self, order: int) -> TtaProgress:
+        recent = [row for row in self.record.rows[-ROLLING:] if row.order == order]
+        names = len(self.job.names)
+        return TtaProgress(
+            done=order * names + self.record.position + 1,
+            total=names * len(order_seeds(self.job.settings)),
+            online=mean([row.online for row in recent]),
+            frozen=mean([row.frozen for row in recent]),
+            drift=recent[-1].drift,
+            steps_skipped=sum(row.steps_skipped for row in self.record.rows),
+            clips_skipped=len(self.record.skipped),
+        )
+
+    def _timed(self, work: Callable[[], T]) -> tuple[T, float, int | None]:
+        """The result, milliseconds, and for the first clips the growth of the memory peak in bytes."""
+        device, size = self.job.runtime.device, None
+        probe = len(self.record.rows) < MEMORY_PROBES
+        before = reset_peak_memory(device) if probe else None
+        _wait_for(device)
+        started = time.perf_counter()
+        result = work()
+        _wait_for(device)
+        ms = 1e3 * (time.perf_counter() - started)
+        if before is not None:
+            peak = peak_memory(device)
+            size = None if peak is None else max(0, peak - before)
+        return result, ms, size
+
+    def save(self) -> None:
+        """Keep all that --resume needs."""
+        r = self.record
+        write_state(
+            self.job.folder,
+            {
+                "identity": self.job.identity,
+                "adapters": {name: pack_adapter(adapter) for name, adapter in self.adapters.items()},
+                "record": {**asdict(r), "stopped_by": None},
+            },
+        )
+
+    def _resume(self) -> None:
+        state = read_state(self.job.folder)
+        saved, asked = state["identity"], self.job.identity
+        differing = sorted(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
+        if differing:
+            raise CheckpointError(
+                f"the interrupted stream had another {differing[0]}",
+                where="--resume",
+                value=f"{asked.get(differing[0])}, it had {saved.get(differing[0])}"[:300],
+                fix="give the command it was started with, or run without --resume",
+            )
+        for name, adapter in self.adapters.items():
+            unpack_adapter(adapter, state["adapters"][name], self.job.runtime.device)
+        record = state["record"]
+        rows = [TtaClip(**row) for row in record.pop("rows")]
+        source = [SourceRecord(**point) for point in record.pop("source")]
+        self.record = StreamRecord(**record, rows=rows, source=source)
+
+
+def _larger(a: int | None, b: int | None) -> int | None:
+    return a if b is None else b if a is None else max(a, b)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Kernels run behind the host's back: a clock must wait for them."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

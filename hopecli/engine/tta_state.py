@@ -1,0 +1,103 @@
+"""Saving and restoring an interrupted stream: plain tensors, numbers and texts, read with weights_only=True."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hopecli.engine.adapt import Adapter, AdapterState
+from hopecli.errors import CheckpointError
+from hopecli.models.convlstm import LSTMState
+from hopecli.models.hope.memory import MemoryWeights
+from hopecli.models.hope.predictor import HopeMemory
+from hopecli.models.hope.titans import FastWeights
+from hopecli.models.hope.update import Write
+from hopecli.models.protocol import Memory
+
+STATE_FILE = "stream.pt"
+
+
+def pack_memory(memory: Memory) -> list[Any] | None:
+    """A carried memory as nested lists of tensors; None is the initial state."""
+    if memory is None:
+        return None
+    if isinstance(memory, HopeMemory):
+        return [[list(block.mem), list(block.others), list(block.write)] for block in memory.blocks]
+    assert isinstance(memory, LSTMState), type(memory).__name__
+    return list(memory)
+
+
+def unpack_memory(packed: list[Any] | None, device: torch.device) -> Memory:
+    """The inverse of `pack_memory`."""
+    if packed is None:
+        return None
+
+    def build(kind: Callable[..., Any], tensors: list[Tensor]) -> Any:
+        return kind(*(tensor.to(device) for tensor in tensors))
+
+    if packed and isinstance(packed[0], Tensor):
+        return build(LSTMState, packed)
+    return HopeMemory(
+        tuple(
+            FastWeights(build(MemoryWeights, mem), build(MemoryWeights, others), build(Write, write))
+            for mem, others, write in packed
+        )
+    )
+
+
+def memory_tensors(memory: Memory) -> list[Tensor]:
+    """Every tensor of a carried memory."""
+
+    def walk(node: Any) -> list[Tensor]:
+        return [node] if isinstance(node, Tensor) else [t for child in node or [] for t in walk(child)]
+
+    return walk(pack_memory(memory))
+
+
+def pack_adapter(adapter: Adapter) -> dict[str, Any]:
+    """All that adaptation has changed."""
+    state = adapter.snapshot()
+    return {
+        "weights": state.weights,
+        "buffers": state.buffers,
+        "optimizer": state.optimizer,
+        "memory": pack_memory(state.memory),
+    }
+
+
+def unpack_adapter(adapter: Adapter, packed: dict[str, Any], device: torch.device) -> None:
+    """Put a packed state into an adapter of the same groups."""
+    memory = unpack_memory(packed["memory"], device)
+    adapter.restore(AdapterState(packed["weights"], packed["buffers"], packed["optimizer"], memory))
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the stream's state, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{STATE_FILE}.{os.getpid()}.tmp"
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, folder / STATE_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of an interrupted stream; CheckpointError when there is none or it cannot be read."""
+    file = folder / STATE_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            "no interrupted stream to go on with", where="--resume", value=str(folder), fix="run without --resume"
+        )
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", where=str(file), fix="delete it and run without --resume"
+        ) from error
+    return state

@@ -1,0 +1,146 @@
+"""From the rows of a stream to its results: paired intervals, curves, forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from hopecli.engine.results import Interval
+from hopecli.engine.scores import bootstrap_weights, interval
+from hopecli.engine.tta_clip import make_plan
+from hopecli.engine.tta_job import ROLLING, StreamRecord, TtaJob, order_seeds
+from hopecli.engine.tta_results import AFTER_UPDATE_NOTE, Forgetting, OrderSummary, TtaClip, TtaResults
+from hopecli.errors import DataError
+from hopecli.models.build import count_parameters
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """Where checkpoint and clips come from, for the record."""
+
+    checkpoint: str
+    data: str
+    clips_from: str
+    overlap_with_training: int | None
+    unreadable: dict[str, str]
+    source_label: str | None
+    adapted_parameters: int
+
+
+def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> TtaResults:
+    """Results of a stream, complete or not; DataError when not one clip was scored."""
+    rows, a = record.rows, job.settings.adaptation
+    if not rows:
+        reasons = "; ".join(list(record.skipped.values())[:3])
+        raise DataError("none of the clips could be scored", value=reasons or f"{len(job.names)} clips")
+    names = list(dict.fromkeys(row.clip for row in rows))
+    weights = bootstrap_weights(len(names), samples=a.bootstrap_samples, seed=a.seed)
+    online, frozen = _per_clip(rows, names, "online"), _per_clip(rows, names, "frozen")
+    plan = make_plan(a, job.settings.objective, job.settings.data.num_timesteps)
+    periodic = _per_clip(rows, names, "periodic_reset") if rows[0].periodic_reset is not None else None
+    learned = all(row.after_update is not None for row in rows)
+    difference = interval(online - frozen, weights)
+    total = count_parameters(job.model)
+    first = [row for row in rows if row.order == 0]
+    norms = [(row.grad_norm, row.grad_norm_clipped) for row in rows if row.grad_norm is not None]
+    drifts = [row.drift for row in rows if row.drift is not None]
+    return TtaResults(
+        checkpoint=facts.checkpoint,
+        data=facts.data,
+        model=job.settings.model.kind,
+        parameters=total,
+        adapted_parameters=facts.adapted_parameters,
+        adapted_share=facts.adapted_parameters / total if total else 0.0,
+        protocol=a.model_dump(mode="json"),
+        context_frames=plan.context_frames,
+        T_rollout=plan.horizon,
+        normalize_reps=plan.normalize_reps,
+        clips=len(names),
+        clips_from=facts.clips_from,
+        overlap_with_training=facts.overlap_with_training,
+        complete=record.order == len(order_seeds(job.settings)),
+        loss_online=interval(online, weights),
+        loss_frozen=interval(frozen, weights),
+        difference=difference,
+        relative_difference=float(difference.mean / frozen.mean()) if frozen.mean() > 0 else None,
+        copy_last=interval(_per_clip(rows, names, "copy_last"), weights),
+        periodic_reset=None if periodic is None else interval(periodic, weights),
+        periodic_reset_difference=None if periodic is None else interval(periodic - frozen, weights),
+        loss_after_update=interval(_per_clip(rows, names, "after_update"), weights) if learned else None,
+        after_update_note=AFTER_UPDATE_NOTE,
+        per_step=_per_step(rows),
+        rolling_online=_rolling([row.online for row in first]),
+        rolling_frozen=_rolling([row.frozen for row in first]),
+        share_worse=sum(row.online > row.frozen for row in rows) / len(rows),
+        steps_done=sum(row.steps_done for row in rows),
+        steps_skipped=sum(row.steps_skipped for row in rows),
+        restarts=record.restarts,
+        grad_norm=float(np.mean([before for before, _ in norms])) if norms else None,
+        grad_norm_clipped=float(np.mean([after for _, after in norms if after is not None])) if norms else None,
+        drift=drifts[-1] if drifts else None,
+        ms_adapted=median(row.ms for row in rows),
+        ms_frozen=median(row.ms_frozen for row in rows),
+        bytes_adapted=record.bytes_adapted,
+        bytes_frozen=record.bytes_frozen,
+        forgetting=_forgetting(record, facts.source_label, a.bootstrap_samples, a.seed),
+        orders=_orders(job, record),
+        device=job.runtime.choice.device,
+        precision=job.runtime.choice.precision,
+        seconds=record.seconds,
+        stopped_by=record.stopped_by,
+        skipped_clips={**facts.unreadable, **record.skipped},
+    )
+
+
+def _per_clip(rows: Sequence[TtaClip], names: Sequence[str], column: str) -> np.ndarray:
+    """Mean over orders of one column, per clip [n]."""
+    values: dict[str, list[float]] = {name: [] for name in names}
+    for row in rows:
+        values[row.clip].append(getattr(row, column))
+    return np.array([np.mean(values[name]) for name in names], dtype=np.float64)
+
+
+def _per_step(rows: Sequence[TtaClip]) -> list[float]:
+    """Mean loss before update 1, 2, ..., over the clips that got so far."""
+    longest = max(len(row.step_losses) for row in rows)
+    return [float(np.mean([r.step_losses[k] for r in rows if len(r.step_losses) > k])) for k in range(longest)]
+
+
+def _rolling(values: Sequence[float]) -> list[float]:
+    """Trailing means over at most ROLLING values."""
+    return [float(np.mean(values[max(0, i + 1 - ROLLING) : i + 1])) for i in range(len(values))]
+
+
+def _forgetting(record: StreamRecord, label: str | None, samples: int, seed: int) -> Forgetting | None:
+    if not record.source_before or label is None:
+        return None
+    before = np.array(record.source_before)
+    after: float | None = None
+    difference: Interval | None = None
+    if record.source_after:
+        losses = np.mean(record.source_after, axis=0)
+        after = float(losses.mean())
+        difference = interval(losses - before, bootstrap_weights(len(before), samples=samples, seed=seed))
+    return Forgetting(
+        source=label,
+        clips=len(before),
+        before=float(before.mean()),
+        after=after,
+        difference=difference,
+        ratio=None if after is None else after / float(before.mean()),
+        trace=record.source,
+    )
+
+
+def _orders(job: TtaJob, record: StreamRecord) -> list[OrderSummary]:
+    summaries = []
+    for order, seed in enumerate(order_seeds(job.settings)):
+        rows = [row for row in record.rows if row.order == order]
+        if rows:
+            online = float(np.mean([row.online for row in rows]))
+            frozen = float(np.mean([row.frozen for row in rows]))
+            summaries.append(OrderSummary(order, seed, len(rows), online, online - frozen, rows[-1].drift))
+    return summaries

@@ -1,0 +1,48 @@
+"""What is reported of a stream, recomputed from its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hopecli.engine.tta import stream
+from hopecli.engine.tta_job import order_seeds
+from hopecli.engine.tta_summary import summarise_stream
+from tests.engine.streams import FACTS, make_job, measured, noise_clips, settings
+
+
+def test_orders_start_from_the_checkpoint_each(tmp_path: Path) -> None:
+    clips = noise_clips(5)
+    job = make_job(settings(orders=3, order_seed=4), clips, tmp_path)
+    record = stream(job)
+    assert order_seeds(job.settings) == [4, 5, 6]
+    for i, seed in enumerate((4, 5, 6)):
+        alone = stream(make_job(settings(order_seed=seed), clips, tmp_path))
+        mine = [{**row, "order": 0} for row in measured(record) if row["order"] == i]
+        assert mine == measured(alone)
+        assert mine[0]["online"] == mine[0]["frozen"]
+    results = summarise_stream(job, record, FACTS)
+    assert [order.order_seed for order in results.orders] == [4, 5, 6]
+    assert results.clips == 5
+    by_clip = [np.mean([row.online for row in record.rows if row.clip == name]) for name in clips]
+    assert results.loss_online.mean == pytest.approx(float(np.mean(by_clip)))
+
+
+def test_summary_by_hand(tmp_path: Path) -> None:
+    job = make_job(settings("vit_ac"), noise_clips(6), tmp_path)
+    record = stream(job)
+    r = summarise_stream(job, record, FACTS)
+    rows = record.rows
+    assert r.complete
+    assert r.difference.mean == pytest.approx(float(np.mean([row.online - row.frozen for row in rows])))
+    assert r.difference.low is not None
+    assert r.difference.high is not None
+    assert r.difference.low < r.difference.mean < r.difference.high
+    assert r.share_worse == np.mean([row.online > row.frozen for row in rows])
+    assert r.steps_done == 12
+    assert r.per_step == [pytest.approx(float(np.mean([row.step_losses[k] for row in rows]))) for k in (0, 1)]
+    assert r.rolling_online[2] == pytest.approx(float(np.mean([row.online for row in rows[:3]])))
+    assert r.drift == rows[-1].drift
+    assert r.adapted_share == 10 / r.parameters
