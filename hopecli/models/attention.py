@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from hopecli.models.rope import RotaryTables, rotate
 
+USUAL_FRAMES = 8  # a 16-frame clip: its rollout then allocates once
+
 
 class KeyValueBuffer:
     """Room for keys and values, each [B, H, capacity, hd], of which the first `used` tokens are written."""
@@ -47,7 +49,7 @@ class KeyValue(NamedTuple):
         buffer, seen = self.buffer, self.key.shape[2]
         needed = seen + k.shape[2]
         if buffer is None or buffer.used != seen or buffer.key.shape[2] < needed:
-            buffer = KeyValueBuffer(k, 2 * needed)
+            buffer = KeyValueBuffer(k, max(2 * needed, USUAL_FRAMES * k.shape[2]))
             buffer.append(self.key, self.value)
         buffer.append(k, v)
         return KeyValue(buffer.key[:, :, :needed], buffer.value[:, :, :needed], buffer)
@@ -79,12 +81,13 @@ class FrameCausalAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """x [B, L, W] -> output [B, L, W] and the cache including these tokens."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, L, 3, H, hd]
-        qk, v = qkv.permute(2, 0, 3, 1, 4).split((2, 1))  # [2, B, H, L, hd] and [1, B, H, L, hd]
-        if rotary is not None:
-            qk = rotate(qk, rotary).to(v.dtype)
-        cache = KeyValue(qk[1], v[0]) if past is None else past.extended(qk[1], v[0])
-        out = frame_causal_attention(qk[0], cache.key, cache.value, tokens_per_frame=self.tokens_per_frame)
+        qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).split((2, 1), dim=2)  # [B, L, 2 and 1, H, hd]
+        if rotary is not None:  # before the axes are swapped, while memory is in order
+            tables = RotaryTables(rotary.cos[:, None, None], rotary.signed_sin[:, None, None])
+            qk = rotate(qk, tables).to(v.dtype)
+        q, k, v = (part.transpose(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], v[:, :, 0]))  # each [B, H, L, hd]
+        cache = KeyValue(k, v) if past is None else past.extended(k, v)
+        out = frame_causal_attention(q, cache.key, cache.value, tokens_per_frame=self.tokens_per_frame)
         return self.proj(out.transpose(1, 2).flatten(2)), cache
 
 
