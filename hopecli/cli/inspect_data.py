@@ -61,8 +61,24 @@ def inspect_data_command(
             raise SettingsError(f"cannot be written: {error.strerror}", where="--plot", value=str(plot)) from error
         say(f"picture: {plot}")
     report(survey, json=json)
+    show_cost(survey)
     if survey.errors or (strict and survey.warnings):
         raise typer.Exit(DATA_EXIT_CODE)
+
+
+def show_cost(survey: Survey) -> None:
+    """One line on stderr: time and, where the system tells it, the process's peak memory."""
+    import sys
+
+    from hopecli.report.console import say
+
+    text = f"surveyed {survey.clips} clips in {survey.seconds:.1f} s"
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+        text += f", peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
+    say(text)
 
 
 def check_plot_path(plot: Path, folder: Path) -> None:
