@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from hopecli.engine.results import EvalResults
+from hopecli.report.files import replacing
 from hopecli.report.tables import ROW_TITLES
 
 
@@ -22,13 +22,8 @@ def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plot_error_against_horizon(results: EvalResults, path: Path) -> None:
