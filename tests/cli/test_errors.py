@@ -36,6 +36,7 @@ def one_line(outcome: Outcome) -> str:
         (["train", "--preset", "quickstart", "--device", "cpu", "--precision", "fp16"], 5, ["fp16", "cpu"]),
         ([*QUICK, "data.batch_size=40"], 2, ["data.batch_size", "18 training clips"]),
         (["train", "--preset", "quickstart", "data.batch_size=9", "training.accumulate=2"], 2, ["must divide"]),
+        (["train", "--preset", "quickstart", "--seed", "9999999999"], 2, ["training.seed", "9999999999"]),
         (["eval"], 2, ["--ckpt"]),
         (["eval", "--ckpt", "absent"], 4, ["absent", "no such file"]),
         (["eval", "--ckpt", "."], 4, ["no checkpoint in it"]),

@@ -18,7 +18,9 @@ class TrainingSettings(Section):
 
     epochs: PositiveInt = Field(10, description="passes over the training clips")
     accumulate: PositiveInt = Field(1, description="micro-batches a process's share of a global batch is split into")
-    seed: Count = Field(42, description="seed of initialisation, order and stochastic depth")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        42, description="seed of initialisation, order and stochastic depth"
+    )
     device: Device = Field("auto", description="auto, cuda, mps or cpu")
     precision: Precision = Field("auto", description="auto, fp32, bf16 or fp16")
     evaluate_every: Count = Field(1, description="epochs between validations; 0 = only at the end")
