@@ -1,0 +1,41 @@
+"""Signals ask once and abort the second time."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from hopecli.engine.signals import stop_on_signal
+from hopecli.errors import AbortedError, StoppedError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_on_signal() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal_name == number.name
+    assert signal.getsignal(number) is before
+    assert StoppedError("").exit_code == 75
+
+
+def test_the_second_ctrl_c_aborts() -> None:
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        with pytest.raises(AbortedError) as caught:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_after_sigterm_is_still_a_request() -> None:
+    """A launcher may send both; only a person presses Ctrl-C twice."""
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_name == "SIGINT"
