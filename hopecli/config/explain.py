@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from hopecli.config.keys import valid_keys
-from hopecli.config.load import Resolved
+from hopecli.config.load import Resolved, flat
 from hopecli.config.schema import Settings
 
 
@@ -34,25 +34,23 @@ def value_rows(resolved: Resolved) -> list[ValueRow]:
     """Every value with its origin, in schema order."""
     return [
         ValueRow(key, value, resolved.origins.get(key, "default"), valid_keys().get(key, ""))
-        for key, value in _flat(to_tree(resolved.settings)).items()
+        for key, value in _texts(to_tree(resolved.settings)).items()
     ]
 
 
 def differences(a: Settings, b: Settings) -> dict[str, tuple[str | None, str | None]]:
     """Dotted keys whose values differ, with both YAML texts; None where a side lacks the key."""
-    left, right = _flat(to_tree(a)), _flat(to_tree(b))
+    left, right = _texts(to_tree(a)), _texts(to_tree(b))
     keys = list(dict.fromkeys([*left, *right]))
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    out: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out.update(_flat(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = yaml.safe_dump(_brief(value), default_flow_style=True, width=10_000).split("\n")[0]
-    return out
+def _texts(tree: dict[str, Any]) -> dict[str, str]:
+    """Dotted keys with their values as one line of YAML."""
+    return {
+        key: yaml.safe_dump(_brief(value), default_flow_style=True, width=10_000).split("\n")[0]
+        for key, value in flat(tree).items()
+    }
 
 
 def _brief(value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -18,36 +19,76 @@ def valid_keys() -> dict[str, str]:
     return dict(_walk(Settings, ""))
 
 
+@functools.cache
+def sections() -> dict[str, list[str]]:
+    """Every section with the names in it; "" holds the sections themselves, a list's items are under the list's key."""
+    found: dict[str, list[str]] = {"": list(Settings.model_fields)}
+    for section in Settings.model_fields:
+        for key in [key for key in valid_keys() if key.startswith(f"{section}.")]:
+            parent, _, leaf = key.rpartition(".")
+            names = found.setdefault(parent, [])
+            if leaf not in names:
+                names.append(leaf)
+    for key, model in _lists(Settings, ""):
+        found[key] = list(model.model_fields)
+    return found
+
+
+def names_beside(key: str) -> list[str]:
+    """The valid names in the section of `key`, or the sections when it has none."""
+    return sections().get(_section(key), sections()[""])
+
+
 def nearest_key(key: str) -> str | None:
-    """The valid key closest to `key`: among its siblings first, then by its last part; None when nothing is near."""
-    keys = list(valid_keys())
-    section, _, leaf = key.rpartition(".")
-    near = difflib.get_close_matches(key, [k for k in keys if k.rpartition(".")[0] == section], n=1, cutoff=0.7)
-    if near:
-        return near[0]
+    """The valid key closest to `key`: in its section, itself perhaps misspelled, then by its name in any other; None
+    when nothing is near."""
+    section, leaf = _section(key), key.rpartition(".")[2]
+    meant = _closest(section, sections(), 0.7) if section else ""
+    if meant is not None:
+        near = _closest(leaf, sections()[meant], 0.7)
+        if near is not None:
+            return f"{key.rpartition('.')[0] if meant == section else meant}.{near}".lstrip(".")
     leaves: dict[str, str] = {}
-    for k in sorted(keys, key=lambda k: k.count(".")):  # of equal names the least nested is the likeliest
+    for k in sorted(valid_keys(), key=lambda k: k.count(".")):  # of equal names the least nested is the likeliest
         leaves.setdefault(k.rpartition(".")[2], k)
-    close = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.75)
-    if close:
-        return leaves[close[0]]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    return near[0] if near else None
+    close = _closest(leaf, leaves, 0.75)
+    return None if close is None else leaves[close]
+
+
+def _section(key: str) -> str:
+    """The section of a key, without a list's item numbers."""
+    return re.sub(r"\[\d+\]", "", key.rpartition(".")[0])
+
+
+def _closest(word: str, known: Iterable[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
-        sections = list(_sections(field.annotation))
-        if not sections:
+        parts = list(_models(field.annotation))
+        if not parts:
             yield f"{prefix}{name}", field.description or ""
-        for section in sections:
-            yield from _walk(section, f"{prefix}{name}.")
+        for part in parts:
+            yield from _walk(part, f"{prefix}{name}.")
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def _lists(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Keys whose value is a list of sections, with the section's class."""
+    for name, field in model.model_fields.items():
+        if get_origin(field.annotation) is tuple:
+            for part in get_args(field.annotation):
+                yield from ((f"{prefix}{name}", found) for found in _models(part))
+        for part in _models(field.annotation):
+            yield from _lists(part, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """Section classes of a field, all members of a union; lists of sections count as one value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    # The origin first: on Python 3.10 tuple[X, ...] passes for a type, which issubclass then refuses.
+    origin = get_origin(annotation)
+    if origin is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) is not tuple:
+    elif origin is not tuple:
         for part in get_args(annotation):
-            yield from _sections(part)
+            yield from _models(part)

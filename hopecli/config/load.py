@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from hopecli.config.checks import Problem, cross_checks
 from hopecli.config.files import find_preset, parse_yaml
-from hopecli.config.keys import nearest_key, valid_keys
+from hopecli.config.keys import names_beside, nearest_key, valid_keys
 from hopecli.config.schema import Settings
 from hopecli.errors import SettingsError
 
@@ -154,7 +154,7 @@ def _validate(tree: Tree) -> tuple[Settings | None, list[Problem]]:
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 path = _path(item["loc"], tree)
-                problems.append(_problem(item, path))
+                problems += _problems(item, path)
                 tree = _without(tree, path)
             continue
         wrong = {p.key for p in problems}
@@ -173,17 +173,14 @@ def _path(loc: tuple[int | str, ...], tree: Tree) -> list[int | str]:
     return path
 
 
-def _problem(item: Any, path: list[int | str]) -> Problem:
+def _problems(item: Any, path: list[int | str]) -> list[Problem]:
+    """A pydantic error in our words; an unknown section gives one for each of its keys."""
     key = _dotted(path)
     kind, message, value = item["type"], item["msg"], item.get("input")
     if kind == "extra_forbidden":
-        near = nearest_key(key)
-        if key in valid_keys():
-            message = "is a key of another kind of model"
-        else:
-            hint = f"nearest: {near}" if near else f"sections: {', '.join(Settings.model_fields)}"
-            message = f"unknown key; {hint}"
-    elif kind == "missing":
+        unknown = flat(value, key) if isinstance(value, dict) and value else {key: value}
+        return [Problem(k, v, _unknown(k)) for k, v in unknown.items()]
+    if kind == "missing":
         message, value = "is missing", None
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
         key = f"{key}.kind"
@@ -193,7 +190,14 @@ def _problem(item: Any, path: list[int | str]) -> Problem:
         message = "must be a section of keys"
     else:
         message = message.replace("Input should", "should")
-    return Problem(key, value, message)
+    return [Problem(key, value, message)]
+
+
+def _unknown(key: str) -> str:
+    if key in valid_keys():
+        return "is a key of another kind of model"
+    near = nearest_key(key)
+    return f"unknown key; nearest: {near}" if near else f"unknown key; there are {', '.join(names_beside(key))}"
 
 
 def _dotted(path: list[int | str]) -> str:
@@ -220,11 +224,16 @@ def _without(tree: Tree, path: list[int | str]) -> Tree:
 
 
 def _leaves(tree: Tree, prefix: str = "") -> list[str]:
-    keys: list[str] = []
+    return list(flat(tree, prefix))
+
+
+def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of all values that are not mappings."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
-        keys += _leaves(value, dotted) if isinstance(value, dict) else [dotted]
-    return keys
+        found.update(flat(value, dotted) if isinstance(value, dict) else {dotted: value})
+    return found
 
 
 def _report(problems: list[Problem], name: str) -> SettingsError:
