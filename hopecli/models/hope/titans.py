@@ -121,8 +121,8 @@ class HopeBlock(nn.Module):
         """Keys, values and rates of the frame from its tokens y [B, C, d] at the state before the frame."""
         key, value, rate, retention = read(others, y).unbind(1)  # each [B, C, d]
         weight, bias = self.gates.weight, self.gates.bias
-        eta = torch.sigmoid(F.linear(rms_normalise(rate), weight[0], bias[0]))  # [B, C]
-        alpha = torch.sigmoid(F.linear(rms_normalise(retention), weight[1], bias[1])).mean(dim=1)  # [B]
+        eta = torch.sigmoid(rms_normalise(rate) @ weight[0] + bias[0])  # [B, C]
+        alpha = torch.sigmoid(rms_normalise(retention) @ weight[1] + bias[1]).mean(dim=1)  # [B]
         return prepare_write(self._rotated(key, rotary), rms_normalise(value), eta, alpha)
 
     def _rotated(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
