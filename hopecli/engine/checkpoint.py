@@ -24,6 +24,8 @@ from hopecli.errors import CheckpointError
 
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 _FORMAT = "hopecli-1"
+# Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
+_NO_WEIGHTS = "no_weights"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ def write_weights(
 ) -> None:
     """Write one .safetensors file, atomically, with settings and info (step, epoch, ...) in its metadata."""
     metadata = {"format": _FORMAT, "settings": json.dumps(settings), "info": json.dumps(info)}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()} or {_NO_WEIGHTS: torch.empty(0)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary, metadata)
+        save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -135,7 +138,8 @@ def load_checkpoint(given: str) -> Checkpoint:
     try:
         with safe_open(file, framework="pt") as archive:
             metadata = archive.metadata() or {}
-            weights = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 (not a dict)
+            keys = [key for key in archive.keys() if key != _NO_WEIGHTS]  # noqa: SIM118 (not a dict)
+            weights = {key: archive.get_tensor(key) for key in keys}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"not a readable .safetensors file: {error}", where=str(file), fix="use another checkpoint of the run"
