@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hopecli.models.attention import Block, SwiGluMLP
 from hopecli.models.vit_ac import ViTAC
+from tests.masked_attention import one_masked_call
 
 SIZES: dict[str, Any] = {"embed_dim": 6, "action_dim": 3, "grid": 2, "width": 24, "depth": 2, "num_heads": 2}
 T, B = 4, 2
@@ -67,6 +68,20 @@ def test_steps_equal_the_parallel_pass_gradients_included(changes: dict[str, Any
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=0, atol=1e-10)
         assert a[name].abs().max() > 0, name
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_attention_per_frame_equals_one_masked_call(changes: dict[str, Any]) -> None:
+    model, data = make(changes=changes), inputs(extrinsics="use_extrinsics" in changes)
+    own = model(*data)
+    with one_masked_call():
+        masked, stepped = model(*data), walk(model, data)
+    # float64: only the order of sums differs
+    torch.testing.assert_close(own, masked, rtol=0, atol=1e-10)
+    torch.testing.assert_close(own, stepped, rtol=0, atol=1e-10)
+    a, b = gradients(model, data, own), gradients(model, data, masked)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-10)
 
 
 def test_flat_and_framed_features_give_the_same() -> None:
