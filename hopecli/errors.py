@@ -5,6 +5,13 @@ A message says what is wrong, where, the value found and how to fix it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+
+FREE_SPACE = "make it writable or free disk space"
+THEN_RESUME = f"{FREE_SPACE}, then --resume"
+
 
 class HopeError(Exception):
     """An error with a one-line message for the user.
@@ -37,7 +44,7 @@ class DataError(HopeError):
 
 
 class CheckpointError(HopeError):
-    """A checkpoint or run directory is missing, damaged or does not fit."""
+    """A checkpoint or run directory is missing, damaged, does not fit or cannot be written."""
 
     exit_code = 4
 
@@ -64,3 +71,24 @@ class AbortedError(HopeError):
     """Ctrl-C was pressed twice."""
 
     exit_code = 130
+
+
+@contextmanager
+def written(
+    where: str | PathLike[str],
+    *,
+    kind: type[HopeError] = CheckpointError,
+    fix: str = FREE_SPACE,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Around code that writes `where`: a system error (no permission, full disk, ...) becomes a `kind` with `fix`.
+
+    `also`: what libraries raise in place of OSError, or on top of one.
+    """
+    expected: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except expected as error:
+        system = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
+        reason = error if system is None else system.strerror or system
+        raise kind(f"cannot be written: {reason}", where=str(where), fix=fix) from error

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hopecli.errors import written
+
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
     from hopecli.engine.runtime import Runtime
@@ -95,11 +97,13 @@ def environment_facts(runtime: Runtime) -> dict[str, Any]:
 def make_run_dir(parent: Path) -> Path:
     """A new folder <date-time> in `parent`, numbered when two runs start in one second."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for suffix in ["", *(f"-{i}" for i in range(2, 1000))]:
-        folder = parent / f"{stamp}{suffix}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+    with written(parent, fix="make it writable, or choose another folder with HOPE_RUNS_DIR or logging.runs_dir"):
+        parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ["", *(f"-{i}" for i in range(2, 1000))]:
+            folder = parent / f"{stamp}{suffix}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
     raise AssertionError("a thousand runs started in one second")

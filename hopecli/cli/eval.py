@@ -20,7 +20,7 @@ from hopecli.cli.common import (
     override,
     start_runtime,
 )
-from hopecli.errors import SettingsError
+from hopecli.errors import SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.engine.results import EvalResults
@@ -76,10 +76,13 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     from hopecli.engine.results import EvalResults
     from hopecli.models.build import count_parameters
     from hopecli.report.console import say
+    from hopecli.report.files import require_writable
 
     s, started = trained.settings, time.perf_counter()
     e = s.evaluation
     clips = held_out_or_all(trained, runtime, e.clips, say if runtime.is_main else lambda text: None)
+    folder = results_folder(trained, "eval", name or clips.label)
+    require_writable(folder)
     context = e.context_frames or s.objective.context_frames
     plan = EvalPlan(
         context_frames=context,
@@ -125,34 +128,48 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         worst_clips=[scores.names[i] for i in worst],
         skipped_clips=skipped,
     )
-    return Evaluation(results, scores, results_folder(trained, "eval", name or clips.label))
+    return Evaluation(results, scores, folder)
 
 
 def report(evaluation: Evaluation, *, json: bool) -> None:
-    """results.json, per_clip.csv and the picture, then the table (or JSON) on stdout."""
+    """The files, and the table (or JSON) on stdout, also when a file cannot be written."""
+    from hopecli.report.console import say
+
+    try:
+        write_files(evaluation)
+        say(f"results: {evaluation.folder}")
+    finally:
+        show(evaluation.results, json=json)
+
+
+def write_files(evaluation: Evaluation) -> None:
+    """results.json, per_clip.csv and the picture."""
     from hopecli.engine.results import to_tree
-    from hopecli.report.console import make_console, say
-    from hopecli.report.files import as_json, write_csv, write_json
+    from hopecli.report.files import write_csv, write_json
     from hopecli.report.per_clip import per_clip_rows
     from hopecli.report.plots import plot_error_against_horizon
+
+    results, folder, scores = evaluation.results, evaluation.folder, evaluation.scores
+    rows = per_clip_rows(
+        names=scores.names,
+        l1=scores.l1,
+        cosine=scores.cosine,
+        copy_first=scores.copy_first,
+        teacher=scores.teacher,
+        worst_first=bool(results.worst_clips),
+    )
+    with written(folder):
+        write_json(folder / "results.json", to_tree(results))
+        write_csv(folder / "per_clip.csv", rows)
+        plot_error_against_horizon(results, folder / "error_against_horizon.png")
+
+
+def show(results: EvalResults, *, json: bool) -> None:
+    """The table (or JSON) on stdout."""
+    from hopecli.report.console import make_console
+    from hopecli.report.files import as_json
     from hopecli.report.tables import eval_tables
 
-    results, folder = evaluation.results, evaluation.folder
-    write_json(folder / "results.json", to_tree(results))
-    scores = evaluation.scores
-    write_csv(
-        folder / "per_clip.csv",
-        per_clip_rows(
-            names=scores.names,
-            l1=scores.l1,
-            cosine=scores.cosine,
-            copy_first=scores.copy_first,
-            teacher=scores.teacher,
-            worst_first=bool(results.worst_clips),
-        ),
-    )
-    plot_error_against_horizon(results, folder / "error_against_horizon.png")
-    say(f"results: {folder}")
     if json:
         typer.echo(as_json(results))
         return

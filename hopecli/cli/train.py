@@ -23,7 +23,7 @@ from hopecli.cli.common import (
     start_runtime,
     with_environment,
 )
-from hopecli.errors import CheckpointError, SettingsError
+from hopecli.errors import CheckpointError, SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -204,13 +204,14 @@ def open_sinks(
     if not runtime.is_main:
         return NullSink()
     settings = request.resolved.settings
-    if request.resume is None:
-        write_text(run_dir / "config.yaml", to_yaml(settings))
-        write_text(run_dir / "split.json", split.to_json())
     name = "environment.json" if request.resume is None else f"environment.step_{first_step}.json"
-    write_json(run_dir / name, environment_facts(runtime))
-    console = ConsoleSink(run_dir / "train.log")
-    sinks: list[Sink] = [console, MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step)]
+    with written(run_dir):
+        if request.resume is None:
+            write_text(run_dir / "config.yaml", to_yaml(settings))
+            write_text(run_dir / "split.json", split.to_json())
+        write_json(run_dir / name, environment_facts(runtime))
+        console = ConsoleSink(run_dir / "train.log")
+        sinks: list[Sink] = [console, MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step)]
     console.message(f"run directory: {run_dir}")
     console.message(reason)
     if mode != "disabled":
@@ -242,7 +243,8 @@ def run(job: TrainJob) -> TrainSummary:
         if job.skipped and job.runtime.is_main:
             job.sink.message(f"{len(job.skipped)} clips were skipped while reading; split.json lists them")
             split = replace(job.split, skipped={**job.split.skipped, **job.skipped})
-            write_text(job.run_dir / "split.json", split.to_json())
+            with written(job.run_dir / "split.json"):
+                write_text(job.run_dir / "split.json", split.to_json())
         job.sink.close()
 
 

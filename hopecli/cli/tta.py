@@ -28,7 +28,8 @@ from hopecli.cli.common import (
     override,
     start_runtime,
 )
-from hopecli.errors import HopeError, SettingsError, StoppedError
+from hopecli.cli.tta_report import report
+from hopecli.errors import HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.data.store import ClipStore
@@ -132,6 +133,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     from hopecli.engine.tta_job import TtaJob
     from hopecli.engine.tta_summary import StreamFacts
     from hopecli.report.console import say
+    from hopecli.report.files import require_writable
 
     s = trained.settings
     model = trained.model.to(runtime.device)
@@ -140,6 +142,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     source = find_source(trained, request.source_data_dir, chosen, say)
     stem = "" if request.preset is None else f"{Path(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
+    require_writable(folder)
     job = TtaJob(
         settings=s,
         runtime=runtime,
@@ -256,37 +259,3 @@ def run(job: TtaJob) -> StreamRecord:
     from hopecli.engine.tta import stream
 
     return stream(job)
-
-
-def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFacts, *, json: bool) -> None:
-    """results.json, per_clip.csv, the adapted weights and the picture, then the table; StoppedError after a signal."""
-    from hopecli.engine.checkpoint import write_weights
-    from hopecli.engine.results import to_tree
-    from hopecli.engine.tta_state import STATE_FILE
-    from hopecli.engine.tta_summary import summarise_stream
-    from hopecli.report.console import make_console, say
-    from hopecli.report.files import as_json, write_csv, write_json
-    from hopecli.report.tta import csv_row, plot_stream, tta_tables
-
-    fix = "go on with the same command and --resume"
-    stopped = f"stopped by {record.stopped_by} after {len(record.rows)} clips"
-    if record.stopped_by is not None and not record.rows:
-        raise StoppedError(stopped, fix=fix)
-    results, folder = summarise_stream(job, record, facts), job.folder
-    write_json(folder / "results.json", to_tree(results))
-    write_csv(folder / "per_clip.csv", [csv_row(row) for row in record.rows])
-    plot_stream(results, folder / "stream.png")
-    if job.settings.adaptation.adapt != "none":
-        tta = {"protocol": results.protocol, "clips": facts.data, "complete": results.complete}
-        info = {**trained.checkpoint.info, "tta": tta}
-        write_weights(folder / "adapted.safetensors", job.model.state_dict(), trained.checkpoint.settings, info)
-    say(f"results: {folder}")
-    if json:
-        typer.echo(as_json(results))
-    else:
-        console = make_console(stderr=False)
-        for table in tta_tables(results):
-            console.print(table)
-    if not results.complete:
-        raise StoppedError(f"{stopped}; the results so far are written", where=str(folder), fix=fix)
-    (folder / STATE_FILE).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.store import EXPECTED_TREE
-from hopecli.errors import DataError
+from hopecli.errors import DataError, written
 
 # Counts up whenever the simulation, renderer or encoder changes, so that old caches are not reused.
 PHYSICS_VERSION = 1
@@ -46,7 +46,8 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
     if folder.is_dir():
         return folder
     say(f"making {p.clips} built-in clips ({p.domain}, grid {settings.grid}, width {settings.embed_dim}) in {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written(folder.parent, kind=DataError, fix="make it writable, or choose another folder with HOPE_CACHE_DIR"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         make_clips(
             folder,

@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hopecli.errors import CheckpointError
+from hopecli.errors import THEN_RESUME, CheckpointError, written
 
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 _FORMAT = "hopecli-1"
 # Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
 _NO_WEIGHTS = "no_weights"
+_WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have their own
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,17 @@ class Checkpoint:
 def write_weights(
     path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any], info: Mapping[str, Any]
 ) -> None:
-    """Write one .safetensors file, atomically, with settings and info (step, epoch, ...) in its metadata."""
+    """Write one .safetensors file, atomically, with settings and info (step, epoch, ...) in its metadata.
+
+    Raises CheckpointError when it cannot be written.
+    """
+    with written(path, also=_WRITE_ERRORS):
+        _save_weights(path, weights, settings, info)
+
+
+def _save_weights(
+    path: Path, weights: Mapping[str, Tensor], settings: Mapping[str, Any], info: Mapping[str, Any]
+) -> None:
     metadata = {"format": _FORMAT, "settings": json.dumps(settings), "info": json.dumps(info)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()} or {_NO_WEIGHTS: torch.empty(0)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -66,8 +77,9 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint folder beside its final name, then swap it in; the one before stays until that moment."""
     with _swapped_in(folder) as temporary:
-        write_weights(temporary / WEIGHTS, weights, settings, info)
-        torch.save(dict(trainer), temporary / TRAINER)
+        _save_weights(temporary / WEIGHTS, weights, settings, info)
+        with open(temporary / TRAINER, "wb") as file:  # a file of Python's, whose errors say what happened
+            torch.save(dict(trainer), file)
 
 
 def duplicate_checkpoint(source: Path, target: Path) -> None:
@@ -84,17 +96,14 @@ def duplicate_checkpoint(source: Path, target: Path) -> None:
 def _swapped_in(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the body succeeds; CheckpointError when it cannot be written."""
     temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        _swap_in(temporary, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own write errors
-        raise CheckpointError(
-            f"cannot be written: {error}", where=str(folder), fix="make it writable or free disk space, then --resume"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with written(folder, fix=THEN_RESUME, also=_WRITE_ERRORS):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            _swap_in(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _swap_in(temporary: Path, folder: Path) -> None:

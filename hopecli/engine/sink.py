@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
@@ -83,8 +84,9 @@ class Fanout:
             sink.message(text)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        with ExitStack() as stack:  # the others are closed also when one cannot write its last lines
+            for sink in reversed(self.sinks):
+                stack.callback(sink.close)
 
 
 class StreamSink(Protocol):

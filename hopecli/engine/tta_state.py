@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hopecli.engine.adapt import Adapter, AdapterState
-from hopecli.errors import CheckpointError
+from hopecli.errors import CheckpointError, written
 from hopecli.models.convlstm import LSTMState
 from hopecli.models.hope.memory import MemoryWeights
 from hopecli.models.hope.predictor import HopeMemory
@@ -78,13 +78,15 @@ def unpack_adapter(adapter: Adapter, packed: dict[str, Any], device: torch.devic
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the stream's state, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{STATE_FILE}.{os.getpid()}.tmp"
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, folder / STATE_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(folder / STATE_FILE, also=(RuntimeError,)):  # torch has its own write errors
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:  # a file of Python's, whose errors say what happened
+                torch.save(state, file)
+            os.replace(temporary, folder / STATE_FILE)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
+from hopecli.errors import THEN_RESUME, written
 from hopecli.hardware import DeviceChoice
 
 PLAIN_WIDTH = 160
@@ -106,8 +107,9 @@ class ConsoleSink:
     def _keep(self, text: str) -> None:
         if self.log is not None:
             stamp = datetime.datetime.now().isoformat(timespec="seconds")
-            self.log.write(f"{stamp} {text}\n")
-            self.log.flush()
+            with written(self.log.name, fix=THEN_RESUME):
+                self.log.write(f"{stamp} {text}\n")
+                self.log.flush()
 
     def close(self) -> None:
         if self.progress is not None:
@@ -115,8 +117,9 @@ class ConsoleSink:
             self.progress.stop()
             self.progress = None
         if self.log is not None:
-            self.log.close()
-            self.log = None
+            log, self.log = self.log, None
+            with written(log.name, fix=THEN_RESUME):
+                log.close()
 
 
 def _duration(seconds: float) -> str:

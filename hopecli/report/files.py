@@ -7,12 +7,16 @@ import dataclasses
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
+from hopecli.errors import THEN_RESUME, written
+
+ELSEWHERE = "make it writable, or copy the checkpoint's model.safetensors elsewhere and give that file"
 
 
 @contextmanager
@@ -25,6 +29,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """CheckpointError before the work rather than after it when `folder` cannot be written; nothing is left behind."""
+    with written(folder, fix=ELSEWHERE):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,6 +69,7 @@ class MetricsFile:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step))
+        self.path = path
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
     def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None: ...
@@ -64,24 +77,24 @@ class MetricsFile:
     def tick(self, step: int) -> None: ...
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        for record in records:
-            self._write("train", to_tree(record))
-        self.file.flush()
+        self._write("train", records)
 
     def validation(self, record: ValidationRecord) -> None:
-        self._write("validation", to_tree(record))
-        self.file.flush()
+        self._write("validation", [record])
 
     def diagnostics(self, record: DiagnosticsRecord) -> None:
-        self._write("diagnostics", to_tree(record))
+        self._write("diagnostics", [record])
 
     def message(self, text: str) -> None: ...
 
-    def _write(self, kind: str, tree: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"type": kind, **tree}) + "\n")
+    def _write(self, kind: str, records: Sequence[Any]) -> None:
+        with written(self.path, fix=THEN_RESUME):
+            self.file.writelines(json.dumps({"type": kind, **to_tree(record)}) + "\n" for record in records)
+            self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with written(self.path, fix=THEN_RESUME):
+            self.file.close()
 
 
 def _step_of(line: str) -> float:

@@ -24,7 +24,7 @@ from hopecli.engine.checkpoint import (
     save_checkpoint,
     write_weights,
 )
-from hopecli.errors import CheckpointError
+from hopecli.errors import CheckpointError, written
 
 SETTINGS = {"data": {"grid": 4}, "optimizer": {"betas": [0.9, 0.999]}}
 
@@ -113,6 +113,17 @@ def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path: Path) -> N
         save(tmp_path / "checkpoints" / "last")
     with pytest.raises(CheckpointError, match="cannot be written"):
         duplicate_checkpoint(save(tmp_path / "last"), tmp_path / "checkpoints" / "epoch_0001")
+
+
+def test_the_system_error_below_a_library_error_is_the_reason() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with (
+        pytest.raises(CheckpointError, match="No space left on device"),
+        written("state", fix="free some", also=(RuntimeError,)),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        torch.save({"a": torch.zeros(1000)}, file)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

@@ -1,0 +1,68 @@
+"""The report of hope tta: files in the results folder, the table or JSON on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from hopecli.errors import StoppedError, written
+
+if TYPE_CHECKING:
+    from hopecli.cli.checkpoints import Trained
+    from hopecli.engine.tta_job import StreamRecord, TtaJob
+    from hopecli.engine.tta_results import TtaResults
+    from hopecli.engine.tta_summary import StreamFacts
+
+
+def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFacts, *, json: bool) -> None:
+    """The files, and the table (or JSON) on stdout, also when a file cannot be written; StoppedError after a signal."""
+    from hopecli.engine.tta_state import STATE_FILE
+    from hopecli.engine.tta_summary import summarise_stream
+    from hopecli.report.console import say
+
+    fix = "go on with the same command and --resume"
+    stopped = f"stopped by {record.stopped_by} after {len(record.rows)} clips"
+    if record.stopped_by is not None and not record.rows:
+        raise StoppedError(stopped, fix=fix)
+    results, folder = summarise_stream(job, record, facts), job.folder
+    try:
+        write_files(trained, job, record, results)
+        say(f"results: {folder}")
+    finally:
+        show(results, json=json)
+    if not results.complete:
+        raise StoppedError(f"{stopped}; the results so far are written", where=str(folder), fix=fix)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: TtaResults) -> None:
+    """results.json, per_clip.csv, the picture and the adapted weights."""
+    from hopecli.engine.checkpoint import write_weights
+    from hopecli.engine.results import to_tree
+    from hopecli.report.files import write_csv, write_json
+    from hopecli.report.tta import csv_row, plot_stream
+
+    folder = job.folder
+    with written(folder):
+        write_json(folder / "results.json", to_tree(results))
+        write_csv(folder / "per_clip.csv", [csv_row(row) for row in record.rows])
+        plot_stream(results, folder / "stream.png")
+    if job.settings.adaptation.adapt != "none":
+        tta = {"protocol": results.protocol, "clips": results.data, "complete": results.complete}
+        info = {**trained.checkpoint.info, "tta": tta}
+        write_weights(folder / "adapted.safetensors", job.model.state_dict(), trained.checkpoint.settings, info)
+
+
+def show(results: TtaResults, *, json: bool) -> None:
+    """The table (or JSON) on stdout."""
+    from hopecli.report.console import make_console
+    from hopecli.report.files import as_json
+    from hopecli.report.tta import tta_tables
+
+    if json:
+        typer.echo(as_json(results))
+        return
+    console = make_console(stderr=False)
+    for table in tta_tables(results):
+        console.print(table)

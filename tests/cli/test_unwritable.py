@@ -1,0 +1,122 @@
+"""Folders that cannot be written: one line before any work is done, or, later, nothing of the work lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hopecli.errors import CheckpointError
+from tests.cli.runner import TINY, Outcome, hope, only_run
+
+QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+
+
+def error(outcome: Outcome) -> str:
+    assert "Traceback" not in outcome.err
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("error: "), outcome.err
+    return line
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = hope(QUICK, folder)
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+@pytest.fixture
+def blocked(trained: Path) -> Iterator[Path]:
+    """The run, whose eval/ and tta/ cannot be made: a file has each name. Unlike permissions this stops root too."""
+    run = only_run(trained)
+    for name in ("eval", "tta"):
+        (run / name).write_text("in the way")
+    yield run
+    for name in ("eval", "tta"):
+        (run / name).unlink()
+
+
+@pytest.mark.parametrize("where", ["HOPE_RUNS_DIR", "logging.runs_dir"])
+def test_a_runs_folder_that_cannot_be_written(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    given = {"HOPE_RUNS_DIR": "file/runs"} if where == "HOPE_RUNS_DIR" else {}
+    outcome = hope([*QUICK, *([] if given else ["logging.runs_dir=file/runs"])], tmp_path, **given)
+    assert outcome.code == 4, outcome.err
+    line = error(outcome)
+    for word in ("file/runs/quickstart", "cannot be written: Not a directory", "HOPE_RUNS_DIR or logging.runs_dir"):
+        assert word in line
+    assert outcome.out == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_runs_folder(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o500)
+    try:
+        outcome = hope(QUICK, tmp_path)
+        assert outcome.code == 4, outcome.err
+        assert "cannot be written: Permission denied" in error(outcome)
+    finally:
+        (tmp_path / "runs").chmod(0o700)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    outcome = hope(QUICK, tmp_path)
+    assert outcome.code == 3, outcome.err
+    line = error(outcome)
+    for word in ("cache/physics", "cannot be written", "HOPE_CACHE_DIR"):
+        assert word in line
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "tta"])
+def test_a_run_whose_results_cannot_be_written_is_not_scored_first(command: str, blocked: Path, trained: Path) -> None:
+    outcome = hope([command, "--ckpt", str(blocked), "--device", "cpu"], trained)
+    assert outcome.code == 4, outcome.err
+    line = error(outcome)
+    for word in (f"{blocked}/{command}/", "cannot be written: Not a directory", "copy the checkpoint's"):
+        assert word in line
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("command", ["eval", "tta"])
+def test_results_are_shown_when_the_disk_turns_out_full(
+    command: str, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = only_run(trained)
+    with monkeypatch.context() as full:
+        full.setattr("hopecli.report.files.os.replace", no_space)
+        outcome = hope([command, "--ckpt", str(run), "--device", "cpu", "--json", "--name", "full"], trained)
+    assert outcome.code == 4, outcome.err
+    assert "cannot be written: No space left on device" in error(outcome)
+    assert json.loads(outcome.out)["clips"] == 2
+    assert list((run / command / "full").iterdir()) == []
+
+
+def test_a_record_that_cannot_be_written_ends_the_run_resumably(tmp_path: Path) -> None:
+    """/dev/full accepts no byte, as a disk without room does."""
+    from hopecli.engine.results import ValidationRecord
+    from hopecli.engine.sink import Fanout
+    from hopecli.report.console import ConsoleSink
+    from hopecli.report.files import MetricsFile
+
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    log = ConsoleSink(tmp_path / "train.log")
+    sinks = Fanout([MetricsFile(Path("/dev/full")), log])
+    record = ValidationRecord(1, 0, 2, 0.5, 0.5, [0.5], 0.5, [0.5], 0.1)
+    with pytest.raises(CheckpointError, match=r"/dev/full: cannot be written: No space left on device.*--resume"):
+        sinks.validation(record)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        sinks.close()
+    assert log.log is None  # closed all the same
