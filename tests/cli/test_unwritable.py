@@ -112,11 +112,13 @@ def test_a_record_that_cannot_be_written_ends_the_run_resumably(tmp_path: Path) 
 
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    log = ConsoleSink(tmp_path / "train.log")
-    sinks = Fanout([MetricsFile(Path("/dev/full")), log])
+    metrics, log = MetricsFile(tmp_path / "metrics.jsonl"), ConsoleSink(tmp_path / "train.log")
+    metrics.file.close()
+    metrics.file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 (closed by the sink)
+    sinks = Fanout([metrics, log])
     record = ValidationRecord(1, 0, 2, 0.5, 0.5, [0.5], 0.5, [0.5], 0.1)
-    with pytest.raises(CheckpointError, match=r"/dev/full: cannot be written: No space left on device.*--resume"):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot be written: No space left on device.*--resume"):
         sinks.validation(record)
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot be written"):
         sinks.close()
     assert log.log is None  # closed all the same
