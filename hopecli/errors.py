@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+CHECK_ACCESS = "check that it is there and may be read"
 FREE_SPACE = "make it writable or free disk space"
 THEN_RESUME = f"{FREE_SPACE}, then --resume"
 
@@ -92,3 +93,12 @@ def written(
         system = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
         reason = error if system is None else system.strerror or system
         raise kind(f"cannot be written: {reason}", where=str(where), fix=fix) from error
+
+
+@contextmanager
+def accessed(where: str | PathLike[str], *, kind: type[HopeError], fix: str = CHECK_ACCESS) -> Iterator[None]:
+    """Around code that looks for or reads `where`: a system error (no permission, lost mount, ...) becomes a `kind`."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot be read: {error.strerror or error}", where=str(where), fix=fix) from error

@@ -23,7 +23,7 @@ from hopecli.cli.common import (
     start_runtime,
     with_environment,
 )
-from hopecli.errors import CheckpointError, SettingsError, written
+from hopecli.errors import CheckpointError, SettingsError, accessed, written
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -124,7 +124,9 @@ def _find_run(given: str) -> Path:
 
     if given != "last":
         run_dir = Path(given)
-        if not (run_dir / "config.yaml").is_file():
+        with accessed(run_dir, kind=CheckpointError):
+            is_run = (run_dir / "config.yaml").is_file()
+        if not is_run:
             raise CheckpointError("not a run directory", where="--resume", value=given, fix="give a run's folder")
         return run_dir
     folder = Path(os.environ.get("HOPE_RUNS_DIR") or "runs")

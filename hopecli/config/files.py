@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hopecli.errors import SettingsError
+from hopecli.errors import SettingsError, accessed
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,8 +63,9 @@ def find_preset(name: str, *, beside: Path | None = None) -> Path:
     given = Path(name)
     if given.suffix in (".yaml", ".yml") or given.parent != Path("."):
         for path in [given] if beside is None or given.is_absolute() else [beside / given, given]:
-            if path.is_file():
-                return path
+            with accessed(path, kind=SettingsError):
+                if path.is_file():
+                    return path
         raise SettingsError("no such preset file", where="--preset", value=name, fix="give a path to a .yaml file")
     folders = preset_folders() if beside is None else [beside, *preset_folders()]
     for folder in folders:

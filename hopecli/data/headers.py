@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hopecli.errors import DataError
+from hopecli.errors import CHECK_ACCESS, DataError
 
 _LONGEST_HEADER = 1 << 16
 
@@ -60,7 +60,10 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
         folder = path.parent.name
         message = f"{folder}/{name} is missing"
         raise ClipProblem(code, message, clip=clip, fix="add the file or leave the clip out") from error
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        message = f"{name} cannot be read: {error.strerror or error}"
+        raise ClipProblem("unreadable", message, clip=clip, fix=CHECK_ACCESS) from error
+    except (ValueError, EOFError) as error:
         raise ClipProblem(
             "unreadable",
             f"{name} is not a readable .npy file: {error}",

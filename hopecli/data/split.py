@@ -11,7 +11,7 @@ from typing import Any
 
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
-from hopecli.errors import CheckpointError, DataError
+from hopecli.errors import CheckpointError, DataError, accessed
 
 _BYTES = 4096
 
@@ -127,11 +127,11 @@ def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
 def _fingerprint(store: ClipStore, name: str) -> str:
     features, actions, _, _ = store.paths(name)
     digest = hashlib.blake2b(digest_size=8)
-    with open(features, "rb") as file:
+    with accessed(store.folder / name, kind=DataError), open(features, "rb") as file:
         size = file.seek(0, 2)
         digest.update(str(size).encode())
         for start in (0, size // 2):
             file.seek(start)
             digest.update(file.read(_BYTES))
-    digest.update(actions.read_bytes())
+        digest.update(actions.read_bytes())
     return digest.hexdigest()

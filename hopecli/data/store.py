@@ -19,7 +19,7 @@ import torch
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, original_row_counts
 from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_header
-from hopecli.errors import DataError
+from hopecli.errors import DataError, accessed
 
 _ROW_FILES = ("actions", "states", "extrinsics")
 CLIP_NAME = re.compile(r"clip_(\d+)$")
@@ -42,11 +42,12 @@ class Sample:
 
 def numbered_clips(folder: Path) -> list[tuple[int, str]]:
     """(id, name) of every clip folder, ascending; DataError when the folder or its clips are missing."""
-    if not folder.is_dir():
-        raise DataError("no such folder of clips", where=str(folder), fix=EXPECTED_TREE)
-    with os.scandir(folder) as entries:
-        matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
-        found = [(int(match.group(1)), entry.name) for match, entry in matches if match is not None and entry.is_dir()]
+    with accessed(folder, kind=DataError):
+        if not folder.is_dir():
+            raise DataError("no such folder of clips", where=str(folder), fix=EXPECTED_TREE)
+        with os.scandir(folder) as entries:
+            matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
+            found = [(int(match.group(1)), entry.name) for match, entry in matches if match and entry.is_dir()]
     if not found:
         raise DataError("no clip_NNNNN folders in it", where=str(folder), fix=EXPECTED_TREE)
     return sorted(found)
@@ -116,7 +117,14 @@ class ClipStore:
         return frames
 
     def read(self, name: str) -> Sample:
-        """Check and read one clip: the first num_timesteps frames and their transitions."""
+        """Check and read one clip: the first num_timesteps frames and their transitions.
+
+        Raises DataError naming the clip when it does not fit the settings or cannot be read.
+        """
+        with accessed(name, kind=DataError):
+            return self._read(name)
+
+    def _read(self, name: str) -> Sample:
         frames = self.check(name)
         s = self.settings
         steps = s.num_timesteps - 1
@@ -140,7 +148,8 @@ class ClipStore:
 
     def read_actions(self, name: str) -> torch.Tensor:
         """The aligned actions [T-1, A] of a clip alone."""
-        actions = self._aligned(name)
+        with accessed(name, kind=DataError):
+            actions = self._aligned(name)
         check_finite("actions", actions, clip=name)
         return torch.from_numpy(actions)
 

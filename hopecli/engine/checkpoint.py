@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hopecli.errors import THEN_RESUME, CheckpointError, written
+from hopecli.errors import THEN_RESUME, CheckpointError, accessed, written
 
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 _FORMAT = "hopecli-1"
@@ -127,14 +127,15 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
     """The .safetensors file of a run directory, a checkpoint directory or a file, and its run directory."""
     path = Path(given)
     candidates = [
-        path if path.is_file() else None,
+        path,
         path / WEIGHTS,
         path / "checkpoints" / "last" / WEIGHTS,
         path / "checkpoints" / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
     ]
-    file = next((c for c in candidates if c is not None and c.is_file()), None)
+    with accessed(path, kind=CheckpointError):
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        found = "no checkpoint in it" if path.exists() else "no such file or directory"
     if file is None:
-        found = "no such file or directory" if not path.exists() else "no checkpoint in it"
         raise CheckpointError(
             found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hopecli.data.make_clips import make_clips
 from tests.cli.runner import TINY, Outcome, hope, only_run
 
+LONG = "x" * 300
 QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
 
 
@@ -40,6 +42,11 @@ def one_line(outcome: Outcome) -> str:
         (["eval"], 2, ["--ckpt"]),
         (["eval", "--ckpt", "absent"], 4, ["absent", "no such file"]),
         (["eval", "--ckpt", "."], 4, ["no checkpoint in it"]),
+        (["train", "--preset", "vjepa2_ac", "--data-dir", LONG], 3, [LONG]),  # the system itself refuses the name
+        (["train", "--preset", f"{LONG}.yaml"], 2, [LONG]),
+        (["train", "--resume", LONG], 4, [LONG]),
+        (["eval", "--ckpt", LONG], 4, [LONG]),
+        (["inspect-data", LONG], 3, [LONG]),
         (["presets", "absent"], 2, ["absent"]),
         (["make-clips", "out", "--domain", "icy"], 2, ["icy", "ice"]),
         (["make-clips", "out", "--clips", "0"], 2, ["clips"]),
@@ -127,3 +134,19 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
     with pytest.raises(DataError):
         hope(["train", "--preset", "vjepa2_ac", "--debug"], tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize(("part", "words"), [(".", ["clips: cannot"]), ("clip_00002", ["clip_00002", "vjepa2_vitl16"])])
+def test_clips_that_may_not_be_read(part: str, words: list[str], tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=6, grid=2, dim=8, domain="base", seed=1)
+    closed = tmp_path / "clips" / part
+    closed.chmod(0)
+    try:
+        outcome = hope([*QUICK, "--data-dir", "clips"], tmp_path)
+    finally:
+        closed.chmod(0o700)
+    assert outcome.code == 3, outcome.err
+    line = one_line(outcome)
+    for word in (*words, "cannot be read: Permission denied"):
+        assert word in line
