@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hopecli.cli.common import data_overrides, override
+from hopecli.cli.common import data_overrides, gives_clips, override, with_data_folder
 from hopecli.errors import CheckpointError, HopeError, SettingsError
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     if data_dir is not None:  # ids of the training folder mean nothing in another one
         flags += [override("data.clip_start", None), override("data.clip_end", None)]
     settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin="checkpoint").settings
+    settings = with_data_folder(settings, recorded=not gives_clips([*flags, *overrides]))
+    trained_under = with_data_folder(trained_under, recorded=True)
     d = trained_under.data
     model = build_model(trained_under.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=0)
     load_into(model, checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,12 +46,21 @@ def data_overrides(data_dir: str | None) -> list[str]:
     return [override("data.source", "folder"), override("data.data_dir", str(Path(data_dir).expanduser()))]
 
 
-def with_environment(settings: Settings) -> Settings:
-    """Settings whose data folder comes from HOPE_DATA_DIR when nothing else gives one."""
-    folder = os.environ.get("HOPE_DATA_DIR")
-    if settings.data.source == "folder" and settings.data.data_dir is None and folder:
-        return settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": folder})})
-    return settings
+def gives_clips(overrides: Sequence[str]) -> bool:
+    """Whether overrides say where the clips are."""
+    return any(text.startswith(("data.source", "data.data_dir")) for text in overrides)
+
+
+def with_data_folder(settings: Settings, *, recorded: bool = False) -> Settings:
+    """Settings whose data folder comes from HOPE_DATA_DIR when nothing else gives one, or when the one that a run
+    `recorded` is not there (any more). It is made absolute, so that a run can be gone on with from any directory."""
+    given, known = settings.data.data_dir, os.environ.get("HOPE_DATA_DIR")
+    if known and (given is None or (recorded and not os.path.isdir(given))):
+        given = known
+    if settings.data.source != "folder" or given is None:
+        return settings
+    folder = str(Path(given).expanduser().absolute())
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": folder})})
 
 
 def runs_folder(settings: Settings) -> Path:

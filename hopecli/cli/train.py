@@ -17,11 +17,12 @@ from hopecli.cli.common import (
     complete_presets,
     data_overrides,
     environment_facts,
+    gives_clips,
     make_run_dir,
     override,
     runs_folder,
     start_runtime,
-    with_environment,
+    with_data_folder,
 )
 from hopecli.errors import CheckpointError, SettingsError, accessed, written
 
@@ -102,7 +103,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
             raise SettingsError("no preset is given", where="hope train", fix=fix)
         resolved = load_preset(preset, overrides)
-        return Request(replace(resolved, settings=with_environment(resolved.settings)), None, json)
+        return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, json)
     if preset is not None:
         raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
     allowed = ("data.source", "data.data_dir", "data.workers", "training.device", "logging.")
@@ -116,7 +117,9 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
     checkpoint = load_checkpoint(str(run_dir))
     name = str(checkpoint.info.get("preset", run_dir.parent.name))
-    return Request(load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}"), run_dir, json)
+    resolved = load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}")
+    settings = with_data_folder(resolved.settings, recorded=not gives_clips(overrides))
+    return Request(replace(resolved, settings=settings), run_dir, json)
 
 
 def _find_run(given: str) -> Path:

@@ -157,3 +157,26 @@ def test_single_clip_has_no_interval_and_no_shuffled_row(run: Path, tmp_path: Pa
     assert results["action_sensitivity"] is None
     assert row(results, "model")["l1"]["low"] is None
     assert "shuffled_action" not in [r["name"] for r in results["rows"]]
+
+
+def test_a_run_finds_its_clips_from_any_directory_and_after_a_move(tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    make_clips(home / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "--data-dir", "clips", "training.epochs=1"]
+    assert hope(command, home).code == 0
+    run = only_run(home)
+    look = ["eval", "--ckpt", str(run), "--device", "cpu", "--json"]
+    first = hope(look, elsewhere)
+    assert first.code == 0, first.err
+    assert json.loads(first.out)["clips_from"] == "held out from training"
+    assert hope(["train", "--resume", str(run)], elsewhere).code == 0
+    shutil.move(home / "clips", elsewhere / "moved")
+    lost = hope(look, elsewhere)
+    assert lost.code == 3
+    assert f"{home / 'clips'}: no such folder" in lost.err
+    again = hope(look, elsewhere, HOPE_DATA_DIR="moved")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["rows"] == json.loads(first.out)["rows"]
+    # A folder that the command names is never replaced.
+    assert hope([*look, "--data-dir", "absent"], elsewhere, HOPE_DATA_DIR="moved").code == 3
