@@ -178,5 +178,8 @@ def test_a_run_finds_its_clips_from_any_directory_and_after_a_move(tmp_path: Pat
     again = hope(look, elsewhere, HOPE_DATA_DIR="moved")
     assert again.code == 0, again.err
     assert json.loads(again.out)["rows"] == json.loads(first.out)["rows"]
+    built_in = hope([*look, "data.source=physics", "data.physics.domain=ice", "data.physics.clips=6"], elsewhere)
+    assert built_in.code == 0, built_in.err
+    assert json.loads(built_in.out)["clips_from"] == "all of physics_ice"
     # A folder that the command names is never replaced.
     assert hope([*look, "--data-dir", "absent"], elsewhere, HOPE_DATA_DIR="moved").code == 3
