@@ -64,9 +64,7 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     if preset is not None:
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS)[0])
     flags = list(data_overrides(data_dir))
-    if data_dir is None and any(
-        text.startswith("data.source=") for text in overrides
-    ):  # the folder belongs to the recorded source
+    if data_dir is None and "data.source=physics" in overrides:  # a recorded folder has no part in built-in clips
         flags.append(override("data.data_dir", None))
     if flags:  # ids of the training folder mean nothing in another one
         flags += [override("data.clip_start", None), override("data.clip_end", None)]
