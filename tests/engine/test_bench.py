@@ -22,6 +22,7 @@ from hopecli.hardware import probe, resolve
 from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.rollout import rollout
+from tests.bench_rollout import main as bench_rollout
 from tests.cli.runner import TINY
 from tests.clips import count_rows, make_features, write_clip
 
@@ -215,3 +216,12 @@ def test_flash_attention_note_is_information() -> None:
     (note,) = probes.notes(report, resolve("cpu", "auto", report))
     assert "FlashAttention" in note
     assert "same results" in note
+
+
+def test_the_rollout_script_compares_three_equal_rollouts(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--preset", "quickstart", "--pairs", "1", "--threads", str(torch.get_num_threads()), *TINY]
+    assert bench_rollout(arguments) == 0  # outputs agree
+    lines = capsys.readouterr().out.splitlines()
+    assert "GFLOP/s before" in lines[1]
+    assert [line.split("  ")[0] for line in lines[2:]] == ["cached", "recomputed", "recomputed, one masked call"]
+    assert "/ cached 1.00" in lines[2]
