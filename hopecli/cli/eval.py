@@ -74,6 +74,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     """Score the clips and summarise."""
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
     from hopecli.engine.results import EvalResults
+    from hopecli.engine.skips import Skips
     from hopecli.models.build import count_parameters
     from hopecli.report.console import say
     from hopecli.report.files import require_writable
@@ -93,7 +94,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         shuffled_action=True,
     )
     model = trained.model.to(runtime.device)
-    skipped = dict(clips.skipped)
+    skips = Skips(s.data, clips=len(clips.names), folder=clips.store.folder, runtime=runtime, say=say)
     scores = score_clips(
         model,
         clips.store,
@@ -102,7 +103,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         runtime,
         batch_size=e.batch_size,
         seed=e.seed,
-        skipped=skipped if s.data.on_error == "skip" else None,
+        skips=skips,
     )
     summary = summarise(scores, bootstrap_samples=e.bootstrap_samples, seed=e.seed)
     worst = scores.array("model").mean(axis=1).argsort()[::-1][: e.num_worst_clips]
@@ -126,7 +127,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         ratio_to_copy_last=summary.ratio_to_copy_last,
         seconds=time.perf_counter() - started,
         worst_clips=[scores.names[i] for i in worst],
-        skipped_clips=skipped,
+        skipped_clips={**clips.skipped, **skips.reasons},
     )
     return Evaluation(results, scores, folder)
 

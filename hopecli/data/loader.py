@@ -135,3 +135,14 @@ def require_all(loaded: LoadedBatch) -> ClipBatch:
         raise loaded.errors[0]
     assert loaded.clips is not None
     return loaded.clips
+
+
+def stand_in(store: ClipStore, names: Sequence[str], missing: str) -> ClipBatch:
+    """A batch of one for a share of which nothing could be read: the next clip after `missing` that can be."""
+    place = names.index(missing)
+    for name in (*names[place + 1 :], *names[:place]):
+        try:
+            return require_all(collate([store.read(name)]))
+        except DataError:
+            continue
+    raise DataError("no training clip can be read", where=str(store.folder))

@@ -19,6 +19,7 @@ from hopecli.data.store import ClipStore
 from hopecli.engine.results import EvalRow, Interval, ValidationRecord
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.scores import ClipScores, bootstrap_weights, interval, summarise_row, target_spread
+from hopecli.engine.skips import Skips
 from hopecli.errors import DataError
 from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.rollout import normalise, rollout, teacher_forced
@@ -46,11 +47,11 @@ def score_clips(
     *,
     batch_size: int,
     seed: int = 0,
-    skipped: dict[str, str] | None = None,
+    skips: Skips,
 ) -> ClipScores:
     """Score every clip, shared between processes, in the order of `names`.
 
-    `skipped` collects clips that could not be read instead of raising. The model's train/eval mode is restored.
+    `skips` decides what becomes of clips that cannot be read. The model's train/eval mode is restored.
     """
     batches = InOrder(clips=len(names), batch=batch_size, rank=runtime.rank, world=runtime.world)
     donors = dict(zip(names, action_donors(names, seed), strict=True)) if plan.shuffled_action else {}
@@ -59,11 +60,8 @@ def score_clips(
     model.eval()
     try:
         for loaded in load_batches(store, names, batches, pin_memory=runtime.pin_memory):
-            if loaded.errors and skipped is None:
-                raise loaded.errors[0]
             for error in loaded.errors:
-                assert skipped is not None
-                skipped[(error.where or str(error)).partition(":")[0]] = str(error)
+                skips.note(error)
             if loaded.clips is None:
                 continue
             others = None
@@ -73,6 +71,7 @@ def score_clips(
                 _score_batch(model, loaded.clips.to(runtime.device), others, plan, scores)
     finally:
         model.train(was_training)
+    skips.agree()
     return _join(scores, names, runtime)
 
 

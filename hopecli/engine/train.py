@@ -11,8 +11,8 @@ from typing import Any
 from hopecli.config.explain import to_tree
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
-from hopecli.data.loader import EpochBatches, load_batches
-from hopecli.data.split import Split, check_skipped
+from hopecli.data.loader import EpochBatches, load_batches, stand_in
+from hopecli.data.split import Split
 from hopecli.data.store import ClipStore
 from hopecli.engine.checkpoint import duplicate_checkpoint, load_trainer, remove_old, save_checkpoint
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
@@ -22,8 +22,9 @@ from hopecli.engine.results import DiagnosticsRecord, TrainSummary, ValidationRe
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.signals import StopRequest, stop_on_signal
 from hopecli.engine.sink import Sink
+from hopecli.engine.skips import Skips
 from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
-from hopecli.errors import DataError, SettingsError, StoppedError
+from hopecli.errors import SettingsError, StoppedError
 from hopecli.models.build import count_parameters
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
@@ -133,6 +134,14 @@ class _Trainer:
         self.step = 0
         accelerator = job.runtime.accelerator
         self.meter = Meter(job.runtime)
+        self.skips = Skips(
+            s.data,
+            clips=len(job.split.train) + len(job.split.held_out),
+            folder=job.store.folder,
+            runtime=job.runtime,
+            say=job.sink.message,
+            reasons=job.skipped,
+        )
         o = s.objective
         self.plan = EvalPlan(
             context_frames=o.context_frames,
@@ -189,32 +198,17 @@ class _Trainer:
         for _ in range(len(sampler) // s.training.accumulate):
             waiting = time.perf_counter()
             loaded = [next(loader) for _ in range(s.training.accumulate)]
-            for error in (error for part in loaded for error in part.errors):
-                self._skip(error)
+            missing = [self.skips.note(error) for part in loaded for error in part.errors]
             clips = [part.clips for part in loaded if part.clips is not None]
-            if not clips:
-                raise DataError("no clip of a whole batch could be read", where=str(job.store.folder))
+            if not clips:  # a step needs something on every process: the others would wait for this one
+                clips = [stand_in(job.store, job.split.train, missing[-1])]
             yield clips, time.perf_counter() - waiting
-
-    def _skip(self, error: DataError) -> None:
-        job, d = self.job, self.job.settings.data
-        if d.on_error == "error" or job.runtime.world > 1:
-            raise error
-        name = error.where or str(error)
-        if name not in job.skipped:
-            job.skipped[name] = error.what
-            job.sink.message(f"skipping {error}")
-            self._check_skipped()
-
-    def _check_skipped(self) -> None:
-        job = self.job
-        clips = len(job.split.train) + len(job.split.held_out)
-        check_skipped(len(job.skipped), clips, job.settings.data.max_skipped, str(job.store.folder))
 
     def log(self) -> None:
         """Send pending steps to the sink, then stop if one diverged."""
         records = self.meter.flush()
         self.job.sink.steps(records)
+        self.skips.agree()
         check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
 
     def diagnose(self, clips: ClipBatch) -> None:
@@ -239,9 +233,8 @@ class _Trainer:
             self.plan,
             job.runtime,
             batch_size=size,
-            skipped=job.skipped if job.settings.data.on_error == "skip" else None,
+            skips=self.skips,
         )
-        self._check_skipped()
         record = validation_record(scores, step=self.step, epoch=epoch, seconds=time.perf_counter() - started)
         job.sink.validation(record)
         return record

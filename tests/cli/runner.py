@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 # Small enough for seconds, large enough to have every part: 20 clips, 18 training, 4 steps per epoch.
 TINY = [
     "data.physics.clips=20",
@@ -66,6 +68,21 @@ def hope(arguments: Sequence[str], folder: Path, **extra: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def hope_on_two(arguments: Sequence[str], folder: Path) -> Outcome:
+    """The same under torchrun (gloo), as two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "hopecli.cli.main", *arguments],
+        cwd=folder,
+        env={**environment(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 @contextlib.contextmanager
 def _place(folder: Path, variables: dict[str, str]) -> Iterator[None]:
     before, here = dict(os.environ), Path.cwd()
@@ -95,3 +112,13 @@ def only_run(folder: Path) -> Path:
     runs = sorted((folder / "runs").glob("*/*/config.yaml"))
     assert len(runs) == 1, runs
     return runs[0].parent
+
+
+def one_line(outcome: Outcome) -> str:
+    """The error, after checking that it stands alone below the banner."""
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    lines = outcome.err.splitlines()
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    assert errors == [len(lines) - 1], outcome.err
+    return lines[-1]

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY, Outcome, hope, only_run
+from tests.cli.runner import TINY, hope, one_line, only_run
 
 LONG = "x" * 300
 QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
-
-
-def one_line(outcome: Outcome) -> str:
-    """The error, after checking that it stands alone below the banner."""
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    lines = outcome.err.splitlines()
-    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    assert errors == [len(lines) - 1], outcome.err
-    return lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -77,43 +65,6 @@ def test_diverged_run_exits_6_and_keeps_its_record(tmp_path: Path) -> None:
     assert outcome.code == 6
     assert "not finite at step" in one_line(outcome)
     assert (only_run(tmp_path) / "metrics.jsonl").read_text().count("\n") >= 1
-
-
-def test_nan_clip_names_the_clip(tmp_path: Path) -> None:
-    make_clips(tmp_path / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
-    path = tmp_path / "clips/clip_00003/feature_maps/vjepa2_vitl16.npy"
-    features = np.load(path)
-    features[2, 1, 5] = np.nan
-    np.save(path, features)
-    command = [*QUICK, "--data-dir", "clips", "training.epochs=1"]
-    for workers in ("0", "1"):
-        outcome = hope([*command, f"data.workers={workers}"], tmp_path)
-        assert outcome.code == 3
-        assert "clip_00003: features hold NaN" in one_line(outcome)
-    outcome = hope([*command, "data.on_error=skip"], tmp_path)
-    assert outcome.code == 3
-    assert "data.max_skipped" in one_line(outcome)
-    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.5", "logging.runs_dir=tolerant"], tmp_path)
-    assert outcome.code == 0, outcome.err
-    assert "skipping clip_00003" in outcome.err
-    (split,) = (tmp_path / "tolerant").glob("*/*/split.json")
-    assert "clip_00003" in json.loads(split.read_text())["skipped"]
-
-
-def test_nan_in_a_held_out_clip_is_skipped_in_validation(tmp_path: Path) -> None:
-    make_clips(tmp_path / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
-    path = tmp_path / "clips/clip_00007/feature_maps/vjepa2_vitl16.npy"
-    features = np.load(path)
-    features[0, 0, 0] = np.inf
-    np.save(path, features)
-    command = [*QUICK, "--data-dir", "clips", "training.epochs=1", "data.val_split=0.3"]
-    outcome = hope(command, tmp_path)
-    assert outcome.code == 3
-    assert "clip_00007: features hold NaN or infinite" in one_line(outcome)
-    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.2", "--json"], tmp_path)
-    assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["validation"]["clips"] == 1
-    assert json.loads(outcome.out)["skipped_clips"] == 1
 
 
 def test_broken_clip_is_skipped_on_request_and_listed(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.runner import TINY, environment, hope, only_run
+from tests.cli.runner import ROOT, TINY, environment, hope, hope_on_two, only_run
 
-ROOT = Path(__file__).resolve().parents[2]
 LONG = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=6", "logging.log_every=1"]
 LONG += ["model.drop_path=0.3", "model.depth=2"]  # random numbers in every step
 
@@ -132,18 +131,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     assert hope(command, tmp_path / "one").code == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "hopecli.cli.main", *command, "--json"],
-        cwd=tmp_path / "two",
-        env={**environment(tmp_path / "two"), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 8
+    done = hope_on_two([*command, "--json"], tmp_path / "two")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["steps"] == 8
     one, two = only_run(tmp_path / "one"), only_run(tmp_path / "two")
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     for a, b in zip(records(one), records(two), strict=True):

@@ -15,6 +15,7 @@ from hopecli.engine.evaluate import EvalPlan, action_donors, score_clips, summar
 from hopecli.engine.results import Interval, to_tree
 from hopecli.engine.runtime import start
 from hopecli.engine.scores import ClipScores, bootstrap_weights, frame_errors, interval, summarise_row, target_spread
+from hopecli.engine.skips import Skips
 from hopecli.errors import DataError
 from hopecli.hardware import DeviceChoice
 from hopecli.models.copy_last import CopyLast
@@ -173,15 +174,21 @@ class ActionAsFrame(PredictorModule):
 
 
 def score(
-    folder: Path, batch_size: int, skipped: dict[str, str] | None = None, model: PredictorModule | None = None
+    folder: Path,
+    batch_size: int,
+    skipped: dict[str, str] | None = None,
+    model: PredictorModule | None = None,
+    max_skipped: float = 0.2,
 ) -> ClipScores:
     """Rollouts (of copy_last by default) over five clips of a folder, without normalisation."""
-    choice = DeviceChoice("cpu", "fp32", "test", "test", "CPU")
+    runtime = start(DeviceChoice("cpu", "fp32", "test", "test", "CPU"))
     plan = EvalPlan(1, 2, T_teacher=2, normalize_reps=False, zero_action=True, shuffled_action=True)
     model = (model or CopyLast(embed_dim=DIM, action_dim=2, grid=GRID)).train()
     names = [f"clip_{i:05d}" for i in range(5)]
-    store = ClipStore(folder, data_settings(), use_extrinsics=False)
-    scores = score_clips(model, store, names, plan, start(choice), batch_size=batch_size, skipped=skipped)
+    settings = data_settings({"on_error": "error" if skipped is None else "skip", "max_skipped": max_skipped})
+    store = ClipStore(folder, settings, use_extrinsics=False)
+    skips = Skips(settings, clips=5, folder=folder, runtime=runtime, say=lambda text: None, reasons=skipped)
+    scores = score_clips(model, store, names, plan, runtime, batch_size=batch_size, skips=skips)
     assert model.training
     return scores
 
@@ -206,9 +213,11 @@ def test_a_clip_that_cannot_be_read_is_an_error_or_listed(tmp_path: Path) -> Non
     write_clip(tmp_path, 3, features=np.full_like(make_features(3), np.nan))
     with pytest.raises(DataError, match="clip_00003: features hold NaN"):
         score(tmp_path, 2)
+    with pytest.raises(DataError, match=r"1 of 5 clips cannot be used, more than data\.max_skipped allows"):
+        score(tmp_path, 2, {}, max_skipped=0.19)
     skipped: dict[str, str] = {}
     scores = score(tmp_path, 2, skipped)
-    assert list(skipped) == ["clip_00003"]
+    assert skipped == {"clip_00003": "features hold NaN or infinite values. Encode the clip again"}
     assert scores.names == [name for name in whole.names if name != "clip_00003"]
     np.testing.assert_allclose(scores.array("model"), np.delete(whole.array("model"), 3, axis=0), rtol=1e-6)
 

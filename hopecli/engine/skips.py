@@ -1,0 +1,58 @@
+"""Clips that turn out to be unreadable while they are read, known alike on every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hopecli.config.schema import DataSettings
+from hopecli.data.split import check_skipped
+from hopecli.engine.runtime import Runtime
+from hopecli.errors import DataError
+
+
+class Skips:
+    """What becomes of clips that cannot be read: the first is raised, or with data.on_error "skip" all are noted.
+
+    Every process reads its own clips, so `agree` must be called on all of them together; a single process agrees at
+    once. `reasons`: clip -> why it was left out.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        clips: int,
+        folder: Path,
+        runtime: Runtime,
+        say: Callable[[str], None],
+        reasons: dict[str, str] | None = None,
+    ):
+        """`clips`: how many data.max_skipped is a share of. `say` takes a line per clip, on the main process."""
+        self.settings, self.clips, self.folder = settings, clips, folder
+        self.runtime, self.say = runtime, say
+        self.reasons: dict[str, str] = {} if reasons is None else reasons
+        self._new: list[tuple[str, str, str]] = []
+
+    def note(self, error: DataError) -> str:
+        """The name of the clip whose error this is; raises it when clips may not be skipped, DataError when too many
+        were."""
+        if self.settings.on_error == "error":
+            raise error
+        name = error.where or str(error)
+        self._new.append((name, error.what, str(error)))
+        if self.runtime.world == 1:
+            self.agree()
+        return name
+
+    def agree(self) -> None:
+        """Share what was noted; DataError, on every process, when more than data.max_skipped are left out."""
+        if self.settings.on_error == "error" or not self.runtime.any(bool(self._new)):
+            return
+        for name, what, text in self.runtime.gather(self._new):
+            if name not in self.reasons:
+                self.reasons[name] = what
+                if self.runtime.is_main:
+                    self.say(f"skipping {text}")
+        self._new.clear()
+        check_skipped(len(self.reasons), self.clips, self.settings.max_skipped, str(self.folder))

@@ -1,0 +1,88 @@
+"""Clips that turn out to be unreadable: an error that names the clip, or with data.on_error=skip left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hopecli.data.make_clips import make_clips
+from tests.cli.runner import TINY, hope, hope_on_two, one_line
+
+QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
+
+
+def clips_with(folder: Path, values: dict[int, float]) -> None:
+    """Eight clips in `folder`/clips; those named hold one such value (only reading all of a clip can tell)."""
+    make_clips(folder / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
+    for clip, value in values.items():
+        path = folder / f"clips/clip_{clip:05d}/feature_maps/vjepa2_vitl16.npy"
+        features = np.load(path)
+        features[2, 1, 5] = value
+        np.save(path, features)
+
+
+def test_nan_clip_names_the_clip(tmp_path: Path) -> None:
+    clips_with(tmp_path, {3: np.nan})
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1"]
+    for workers in ("0", "1"):
+        outcome = hope([*command, f"data.workers={workers}"], tmp_path)
+        assert outcome.code == 3
+        assert "clip_00003: features hold NaN" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip"], tmp_path)
+    assert outcome.code == 3
+    assert "data.max_skipped" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.5", "logging.runs_dir=tolerant"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "skipping clip_00003" in outcome.err
+    (split,) = (tmp_path / "tolerant").glob("*/*/split.json")
+    assert "clip_00003" in json.loads(split.read_text())["skipped"]
+
+
+def test_nan_in_a_held_out_clip_is_skipped_in_validation(tmp_path: Path) -> None:
+    clips_with(tmp_path, {7: np.inf})
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1", "data.val_split=0.3"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 3
+    assert "clip_00007: features hold NaN or infinite" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.2", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["validation"]["clips"] == 1
+    assert json.loads(outcome.out)["skipped_clips"] == 1
+
+
+def test_a_batch_of_nothing_but_unreadable_clips_is_made_good(tmp_path: Path) -> None:
+    clips_with(tmp_path, {3: np.nan})
+    command = [*QUICK, "--data-dir", "clips", "data.batch_size=1", "data.on_error=skip", "data.max_skipped=0.2"]
+    outcome = hope([*command, "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("skipping clip_00003") == 1
+    result = json.loads(outcome.out)
+    assert result["steps"] == 2 * result["train_clips"]
+
+
+def test_two_processes_leave_out_the_same_clips(tmp_path: Path) -> None:
+    """One clip per process and step, so that a process without a clip would leave the other waiting."""
+    clips_with(tmp_path, {3: np.nan, 6: np.inf})
+    split = ["--data-dir", "clips", "data.val_split=0.3", "data.on_error=skip"]
+    command = [*QUICK, *split, "data.batch_size=2"]
+    outcome = hope_on_two([*command, "data.max_skipped=0.1"], tmp_path)
+    assert outcome.code == 1  # torchrun's own
+    assert "data.max_skipped allows" in outcome.err
+    outcome = hope_on_two([*command, "data.max_skipped=0.3", "logging.runs_dir=good"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    for name in ("clip_00003", "clip_00006"):
+        assert outcome.err.count(f"skipping {name}") == 1
+    (run,) = (tmp_path / "good").glob("*/*")
+    assert set(json.loads((run / "split.json").read_text())["skipped"]) == {"clip_00003", "clip_00006"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {line["clips"] for line in lines if line["type"] == "validation"} == {1}
+
+    judged = ["eval", "--ckpt", str(run), "--device", "cpu", "evaluation.clips=all", "evaluation.batch_size=1"]
+    outcome = hope_on_two([*judged, "data.max_skipped=0.3", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    results = json.loads(outcome.out)
+    assert results["clips"] == 6
+    assert set(results["skipped_clips"]) == {"clip_00003", "clip_00006"}
+    assert hope([*judged, "data.max_skipped=0.2"], tmp_path).code == 3
