@@ -237,20 +237,28 @@ def open_sinks(
 
 def run(job: TrainJob) -> TrainSummary:
     """Train; sinks are closed whatever happens, and split.json lists the clips that turned out to be unreadable."""
-    from dataclasses import replace
-
     from hopecli.engine.train import train
-    from hopecli.report.files import write_text
 
     try:
         return train(job)
     finally:
-        if job.skipped and job.runtime.is_main:
-            job.sink.message(f"{len(job.skipped)} clips were skipped while reading; split.json lists them")
-            split = replace(job.split, skipped={**job.split.skipped, **job.skipped})
-            with written(job.run_dir / "split.json"):
-                write_text(job.run_dir / "split.json", split.to_json())
-        job.sink.close()
+        try:
+            list_skipped(job)
+        finally:
+            job.sink.close()
+
+
+def list_skipped(job: TrainJob) -> None:
+    """Add the clips that turned out to be unreadable to split.json."""
+    from dataclasses import replace
+
+    from hopecli.report.files import write_text
+
+    if job.skipped and job.runtime.is_main:
+        job.sink.message(f"{len(job.skipped)} clips were skipped while reading; split.json lists them")
+        split = replace(job.split, skipped={**job.split.skipped, **job.skipped})
+        with written(job.run_dir / "split.json"):
+            write_text(job.run_dir / "split.json", split.to_json())
 
 
 def report(summary: TrainSummary, runtime: Runtime, *, json: bool) -> None:

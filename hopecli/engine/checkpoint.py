@@ -1,7 +1,7 @@
 """Checkpoints: model.safetensors with the settings in its metadata, and the trainer's state beside it.
 
-A checkpoint folder is written under a temporary name and renamed, so that it is whole or absent. Nothing is unpickled:
-weights are safetensors, the trainer's state is read with weights_only=True.
+A checkpoint folder is written under a temporary name, flushed to the disk and renamed, so that it is whole or absent.
+Nothing is unpickled: weights are safetensors, the trainer's state is read with weights_only=True.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,29 @@ def _swapped_in(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
+            for file in temporary.iterdir():
+                _to_disk(file)
+            _folder_to_disk(temporary)
             _swap_in(temporary, folder)
+            _folder_to_disk(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _to_disk(file: Path) -> None:
+    """Wait until a file's bytes are on the disk, so that no power cut can leave its new name without them."""
+    with open(file, "rb+") as written_file:
+        os.fsync(written_file.fileno())
+
+
+def _folder_to_disk(folder: Path) -> None:
+    """The same for the names in a folder, where the system can do it (Windows and some network disks cannot)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _swap_in(temporary: Path, folder: Path) -> None:

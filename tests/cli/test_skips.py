@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hopecli.data.make_clips import make_clips
+from hopecli.report.files import MetricsFile
 from tests.cli.runner import TINY, hope, hope_on_two, one_line
 
 QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
@@ -86,3 +90,25 @@ def test_two_processes_leave_out_the_same_clips(tmp_path: Path) -> None:
     assert results["clips"] == 6
     assert set(results["skipped_clips"]) == {"clip_00003", "clip_00006"}
     assert hope([*judged, "data.max_skipped=0.2"], tmp_path).code == 3
+
+
+def test_the_record_is_closed_when_the_list_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips_with(tmp_path, {3: np.nan})
+    opened: list[MetricsFile] = []
+    opening, replace = MetricsFile.__init__, os.replace
+
+    def remember(self: MetricsFile, path: Path, *, keep_until_step: int = 0) -> None:
+        opening(self, path, keep_until_step=keep_until_step)
+        opened.append(self)
+
+    def no_second_list(source: Path, target: Path) -> None:
+        if Path(target).name == "split.json" and Path(target).exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(MetricsFile, "__init__", remember)
+    monkeypatch.setattr("hopecli.report.files.os.replace", no_second_list)
+    outcome = hope([*QUICK, "--data-dir", "clips", "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
+    assert outcome.code == 4, outcome.err
+    assert "split.json: cannot be written: No space left on device" in one_line(outcome)
+    assert [record.file.closed for record in opened] == [True]

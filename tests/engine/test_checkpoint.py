@@ -85,6 +85,29 @@ def test_a_new_checkpoint_replaces_the_old_one(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: set[int] = set()
+    named: list[set[int]] = []  # what was flushed at each renaming of a folder
+    fsync, replace = os.fsync, os.replace
+
+    def flush(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def rename(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            named.append(set(flushed))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    save(tmp_path / "last")
+    (before,) = named
+    folder = tmp_path / "last"
+    assert {path.stat().st_ino for path in (*folder.iterdir(), folder)} <= before
+    assert tmp_path.stat().st_ino in flushed
+
+
 @pytest.mark.parametrize("in_the_way", [".last.tmp", ".last.old"])
 def test_a_failed_write_leaves_the_old_checkpoint(in_the_way: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "last")
