@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,14 @@ from hopecli.cli.make_clips import make_clips_command
 from hopecli.cli.presets import presets_command
 from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
-from hopecli.errors import AbortedError, HopeError, StoppedError
+from hopecli.errors import AbortedError, HopeError, SettingsError, StoppedError
+
+_UsageError: Any = typer.BadParameter.__base__  # Typer exports it under no name of its own
 
 app = typer.Typer(
     name="hope",
     help="Train, evaluate and adapt action-conditioned latent world models on clips of V-JEPA 2 features.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,12 +39,16 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (any position).")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Options of every command."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(SettingsError.exit_code)
 
 
 app.command("train")(train_command)
@@ -60,7 +66,7 @@ def main() -> None:
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     _load_env()
     try:
-        app()
+        code = _run()
     except HopeError as error:
         if debug:
             raise
@@ -76,6 +82,25 @@ def main() -> None:
             raise
         text = " ".join(str(error).split())[:500]
         _die(f"unexpected error: {type(error).__name__}: {text}. Run again with --debug for the traceback", 1)
+    if code:
+        raise SystemExit(code)
+
+
+def _run() -> int:
+    """The exit code; what Typer would print itself is raised as ours: a wrong command line, Ctrl-C."""
+    try:
+        code: int | None = app(prog_name="hope", standalone_mode=False)  # of a typer.Exit: commands return nothing
+    except typer.Abort as abort:  # Ctrl-C in older versions of Typer
+        raise KeyboardInterrupt from abort
+    except _UsageError as error:
+        place = error.ctx.command_path if error.ctx is not None else "hope"
+        sentence = error.format_message().rstrip(".")
+        raise SettingsError(
+            f"{sentence}{'' if sentence.endswith('?') else '.'} See {place} --help", where=place
+        ) from error
+    if code == AbortedError.exit_code:  # Ctrl-C in newer ones
+        raise KeyboardInterrupt
+    return code or 0
 
 
 def _load_env() -> None:

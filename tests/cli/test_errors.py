@@ -17,6 +17,10 @@ QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["tain"], 2, ["No such command 'tain'", "'train'"]),
+        (["train", "--bogus"], 2, ["hope train: No such option", "--bogus", "hope train --help"]),
+        (["train", "--seed", "x"], 2, ["--seed", "integer"]),
+        (["eval", "--ckpt"], 2, ["--ckpt", "requires an argument"]),
         (["train"], 2, ["no preset is given", "quickstart"]),
         (["train", "--preset", "quickstrt"], 2, ["quickstrt", "Did you mean quickstart"]),
         (["train", "--preset", "quickstart", "data.batchsize=4"], 2, ["data.batchsize", "nearest: data.batch_size"]),
@@ -78,6 +82,13 @@ def test_broken_clip_is_skipped_on_request_and_listed(tmp_path: Path) -> None:
     outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert "clip_00004" in (only_run(tmp_path) / "split.json").read_text()
+
+
+def test_no_command_shows_the_commands(tmp_path: Path) -> None:
+    outcome = hope([], tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    for command in ("train", "eval", "tta", "inspect-data", "hw-info"):
+        assert f"\n  {command} " in outcome.err
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

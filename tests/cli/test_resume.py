@@ -24,7 +24,13 @@ def start(arguments: list[str], folder: Path, **extra: str) -> subprocess.Popen[
     variables = {**environment(folder), "PYTHONPATH": str(ROOT), **extra}
     command = [sys.executable, "-m", "hopecli.cli.main", *arguments]
     return subprocess.Popen(
-        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it for all
     )
 
 
@@ -97,6 +103,20 @@ def test_ctrl_c_twice_ends_without_a_traceback(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode in (75, 130), err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_elsewhere_ends_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    process = start(["make-clips", "clips", "--clips", "5000", "--grid", "8", "--dim", "256"], tmp_path)
+    for _ in range(1200):
+        if any(tmp_path.iterdir()):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "stopped: interrupted before anything was saved"
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
