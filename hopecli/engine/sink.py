@@ -53,6 +53,13 @@ class NullSink:
     def close(self) -> None: ...
 
 
+def close_all(sinks: Sequence[Sink | StreamSink]) -> None:
+    """Close in order, the others also when one cannot write its last lines; then its error is raised."""
+    with ExitStack() as stack:
+        for sink in reversed(sinks):
+            stack.callback(sink.close)
+
+
 class Fanout:
     """Sends every event to several sinks, in order."""
 
@@ -84,9 +91,7 @@ class Fanout:
             sink.message(text)
 
     def close(self) -> None:
-        with ExitStack() as stack:  # the others are closed also when one cannot write its last lines
-            for sink in reversed(self.sinks):
-                stack.callback(sink.close)
+        close_all(self.sinks)
 
 
 class StreamSink(Protocol):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from hopecli.engine.results import Interval
-from hopecli.engine.sink import StreamSink
+from hopecli.engine.sink import StreamSink, close_all
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress, TtaResults
 from hopecli.report.console import make_console
 from hopecli.report.plots import new_figure, save_figure
@@ -114,8 +114,7 @@ class StreamFanout:
             sink.message(text)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        close_all(self.sinks)
 
 
 def csv_row(row: TtaClip) -> dict[str, Any]:
