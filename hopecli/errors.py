@@ -28,7 +28,7 @@ class HopeError(Exception):
         if value is not None:
             text += f" (got {value!r})" if isinstance(value, str) else f" (got {value})"
         if fix is not None:
-            text += f". {fix[0].upper()}{fix[1:]}"
+            text += f"{'' if text.endswith(('.', '?')) else '.'} {fix[0].upper()}{fix[1:]}"
         super().__init__(text)
 
 

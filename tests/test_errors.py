@@ -31,6 +31,8 @@ def test_exit_codes_are_the_documented_ones() -> None:
         (DataError("is wrong", where="a", value="x y"), "a: is wrong (got 'x y')"),
         (DataError("is wrong", value=[1, 2]), "is wrong (got [1, 2])"),
         (DataError("is wrong", value=0, fix="use 1"), "is wrong (got 0). Use 1"),
+        (DataError("No 'tain'. Did you mean 'train'?", fix="see help"), "No 'tain'. Did you mean 'train'? See help"),
+        (DataError("Is wrong.", fix="see help"), "Is wrong. See help"),
     ],
 )
 def test_messages(error: HopeError, text: str) -> None:

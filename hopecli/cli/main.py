@@ -94,10 +94,7 @@ def _run() -> int:
         raise KeyboardInterrupt from abort
     except _UsageError as error:
         place = error.ctx.command_path if error.ctx is not None else "hope"
-        sentence = error.format_message().rstrip(".")
-        raise SettingsError(
-            f"{sentence}{'' if sentence.endswith('?') else '.'} See {place} --help", where=place
-        ) from error
+        raise SettingsError(error.format_message(), where=place, fix=f"see {place} --help") from error
     if code == AbortedError.exit_code:  # Ctrl-C in newer ones
         raise KeyboardInterrupt
     return code or 0
