@@ -138,7 +138,10 @@ def require_all(loaded: LoadedBatch) -> ClipBatch:
 
 
 def stand_in(store: ClipStore, names: Sequence[str], missing: str) -> ClipBatch:
-    """A batch of one for a share of which nothing could be read: the next clip after `missing` that can be."""
+    """A batch of one clip, features [1, T, N, D], for a share of which none could be read: the next after `missing`.
+
+    Raises DataError when no other clip can be read either.
+    """
     place = names.index(missing)
     for name in (*names[place + 1 :], *names[:place]):
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hopecli.data.loader import EpochBatches, InOrder, LoadedBatch, load_batches, require_all
+from hopecli.data.loader import EpochBatches, InOrder, LoadedBatch, load_batches, require_all, stand_in
 from hopecli.data.store import ClipStore
 from hopecli.errors import DataError
 from tests.clips import count_rows, data_settings, feature_file, make_features, write_clip, write_clips
@@ -159,3 +159,21 @@ def test_extrinsics_travel_with_the_batch(tmp_path: Path) -> None:
     assert batch.features.dtype == torch.float64
     assert (len(batch), batch.frames) == (2, 3)
     assert batch.with_actions(torch.zeros_like(batch.actions)).extrinsics is batch.extrinsics
+
+
+def test_the_next_clip_that_can_be_read_stands_in(tmp_path: Path) -> None:
+    write_clips(tmp_path, range(4))
+    names = [f"clip_{i:05d}" for i in range(4)]
+    store = ClipStore(tmp_path, data_settings(), use_extrinsics=False)
+    for bad, missing, expected in [
+        (1, 1, 2),
+        (2, 1, 3),
+        (3, 3, 0),
+    ]:  # one more bad clip each time
+        feature_file(tmp_path, names[bad]).write_bytes(b"")
+        batch = stand_in(store, names, names[missing])
+        assert batch.names == (names[expected],)
+        torch.testing.assert_close(batch.features[0], torch.from_numpy(make_features(expected)))
+    feature_file(tmp_path, names[0]).write_bytes(b"")
+    with pytest.raises(DataError, match="no training clip can be read"):
+        stand_in(store, names, names[3])
