@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
     from hopecli.config.schema import Settings
@@ -24,15 +22,10 @@ def dry_run_report(resolved: Resolved, runtime: Runtime, *, json: bool) -> None:
     result = measure(resolved, runtime)
     if not runtime.is_main:
         return
-    if json:
-        from hopecli.report.files import as_json
-
-        typer.echo(as_json(result))
-        return
-    from hopecli.report.console import make_console
+    from hopecli.report.console import show
     from hopecli.report.tables import dry_run_table
 
-    make_console(stderr=False).print(dry_run_table(result))
+    show(result, lambda measured: [dry_run_table(measured)], json=json)
 
 
 def measure(resolved: Resolved, runtime: Runtime) -> DryRun:

@@ -134,13 +134,14 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
 
 def report(evaluation: Evaluation, *, json: bool) -> None:
     """The files, and the table (or JSON) on stdout, also when a file cannot be written."""
-    from hopecli.report.console import say
+    from hopecli.report.console import say, show
+    from hopecli.report.tables import eval_tables
 
     try:
         write_files(evaluation)
         say(f"results: {evaluation.folder}")
     finally:
-        show(evaluation.results, json=json)
+        show(evaluation.results, eval_tables, json=json)
 
 
 def write_files(evaluation: Evaluation) -> None:
@@ -163,17 +164,3 @@ def write_files(evaluation: Evaluation) -> None:
         write_json(folder / "results.json", to_tree(results))
         write_csv(folder / "per_clip.csv", rows)
         plot_error_against_horizon(results, folder / "error_against_horizon.png")
-
-
-def show(results: EvalResults, *, json: bool) -> None:
-    """The table (or JSON) on stdout."""
-    from hopecli.report.console import make_console
-    from hopecli.report.files import as_json
-    from hopecli.report.tables import eval_tables
-
-    if json:
-        typer.echo(as_json(results))
-        return
-    console = make_console(stderr=False)
-    for table in eval_tables(results):
-        console.print(table)

@@ -108,16 +108,9 @@ def show_machine(machine: Machine) -> None:
 
 def report(machine: Machine, bench: Bench | None, *, json: bool) -> None:
     """The benchmark below the machine; both as one object with --json."""
-    if json:
-        from hopecli.engine.results import to_tree
-        from hopecli.report.files import as_json
+    from hopecli.engine.results import to_tree
+    from hopecli.report.console import show
+    from hopecli.report.hardware import bench_tables
 
-        typer.echo(as_json({**to_tree(machine), "bench": None if bench is None else to_tree(bench)}))
-        return
-    if bench is not None:
-        from hopecli.report.console import make_console
-        from hopecli.report.hardware import bench_tables
-
-        console = make_console(stderr=False)
-        for table in bench_tables(bench):
-            console.print(table)
+    tree = {**to_tree(machine), "bench": None if bench is None else to_tree(bench)}
+    show(tree, lambda _: [] if bench is None else bench_tables(bench), json=json)

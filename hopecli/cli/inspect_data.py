@@ -204,15 +204,7 @@ def needed_overrides(preset: Settings, survey: Survey) -> list[str]:
 
 def report(survey: Survey, *, json: bool) -> None:
     """The survey on stdout."""
-    if json:
-        from hopecli.report.files import as_json
+    from hopecli.report.console import show
+    from hopecli.report.survey import survey_report
 
-        typer.echo(as_json(survey))
-        return
-    from hopecli.report.console import make_console
-    from hopecli.report.survey import survey_tables, verdict
-
-    console = make_console(stderr=False)
-    for table in survey_tables(survey):
-        console.print(table)
-    console.print(verdict(survey), markup=False)
+    show(survey, survey_report, json=json)

@@ -28,23 +28,15 @@ def make_clips_command(
     its statistics, not its meaning.
     """
     from hopecli.data.make_clips import make_clips
-    from hopecli.report.console import make_console
-    from hopecli.report.files import as_json
+    from hopecli.report.console import show
     from hopecli.report.tables import number, pairs_table
 
     statistics = make_clips(out, clips=clips, grid=grid, dim=dim, domain=domain, seed=seed, dtype=dtype)
-    if json:
-        typer.echo(as_json(statistics))
-        return
-    make_console(stderr=False).print(
-        pairs_table(
-            f"{clips} clips in {out}",
-            {
-                "features": f"[8, {grid * grid}, {dim}] {dtype}, a frozen random encoder stands in for V-JEPA 2",
-                "feature std": f"{statistics.feature_std:.3f} (V-JEPA 2 ViT-L: about 3.2)",
-                "cosine, successive frames": f"{statistics.cosine_successive:.3f} (about 0.87)",
-                "cosine, between clips": f"{number(statistics.cosine_between_clips)} (about 0.92)",
-                "copy-last L1 per horizon": ", ".join(number(x) for x in statistics.copy_last_l1),
-            },
-        )
-    )
+    facts = {
+        "features": f"[8, {grid * grid}, {dim}] {dtype}, a frozen random encoder stands in for V-JEPA 2",
+        "feature std": f"{statistics.feature_std:.3f} (V-JEPA 2 ViT-L: about 3.2)",
+        "cosine, successive frames": f"{statistics.cosine_successive:.3f} (about 0.87)",
+        "cosine, between clips": f"{number(statistics.cosine_between_clips)} (about 0.92)",
+        "copy-last L1 per horizon": ", ".join(number(x) for x in statistics.copy_last_l1),
+    }
+    show(statistics, lambda _: [pairs_table(f"{clips} clips in {out}", facts)], json=json)

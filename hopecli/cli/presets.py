@@ -24,27 +24,18 @@ def presets_command(
     from hopecli.config.explain import differences, to_tree, value_rows
     from hopecli.config.files import list_presets
     from hopecli.config.load import load_preset
-    from hopecli.report.console import make_console
-    from hopecli.report.files import as_json
+    from hopecli.report.console import show
     from hopecli.report.tables import difference_table, preset_table, value_table
 
-    console = make_console(stderr=False)
     if name is None:
         found = {preset: load_preset(str(path)).settings.description for preset, path in list_presets().items()}
-        if json:
-            typer.echo(as_json(found))
-        else:
-            console.print(preset_table(found))
+        show(found, lambda _: [preset_table(found)], json=json)
         return
     resolved = load_preset(name, overrides or [])
     if diff is not None:
         changes = differences(load_preset(diff).settings, resolved.settings)
-        if json:
-            typer.echo(as_json({key: list(pair) for key, pair in changes.items()}))
-        else:
-            console.print(difference_table(diff, name, changes))
+        pairs = {key: list(pair) for key, pair in changes.items()}
+        show(pairs, lambda _: [difference_table(diff, name, changes)], json=json)
         return
-    if json:
-        typer.echo(as_json({"settings": to_tree(resolved.settings), "origins": resolved.origins}))
-    else:
-        console.print(value_table(name, value_rows(resolved)))
+    tree = {"settings": to_tree(resolved.settings), "origins": resolved.origins}
+    show(tree, lambda _: [value_table(name, value_rows(resolved))], json=json)

@@ -263,16 +263,8 @@ def list_skipped(job: TrainJob) -> None:
 
 def report(summary: TrainSummary, runtime: Runtime, *, json: bool) -> None:
     """The summary on stdout."""
-    if not runtime.is_main:
-        return
-    if json:
-        from hopecli.report.files import as_json
-
-        typer.echo(as_json(summary))
-        return
-    from hopecli.report.console import make_console
+    from hopecli.report.console import show
     from hopecli.report.tables import train_tables
 
-    console = make_console(stderr=False)
-    for table in train_tables(summary):
-        console.print(table)
+    if runtime.is_main:
+        show(summary, train_tables, json=json)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from hopecli.errors import StoppedError, written
 
 if TYPE_CHECKING:
@@ -19,7 +17,8 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
     """The files, and the table (or JSON) on stdout, also when a file cannot be written; StoppedError after a signal."""
     from hopecli.engine.tta_state import STATE_FILE
     from hopecli.engine.tta_summary import summarise_stream
-    from hopecli.report.console import say
+    from hopecli.report.console import say, show
+    from hopecli.report.tta import tta_tables
 
     fix = "go on with the same command and --resume"
     stopped = f"stopped by {record.stopped_by} after {len(record.rows)} clips"
@@ -30,7 +29,7 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
         write_files(trained, job, record, results)
         say(f"results: {folder}")
     finally:
-        show(results, json=json)
+        show(results, tta_tables, json=json)
     if not results.complete:
         raise StoppedError(f"{stopped}; the results so far are written", where=str(folder), fix=fix)
     (folder / STATE_FILE).unlink(missing_ok=True)
@@ -52,17 +51,3 @@ def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: Tt
         tta = {"protocol": results.protocol, "clips": results.data, "complete": results.complete}
         info = {**trained.checkpoint.info, "tta": tta}
         write_weights(folder / "adapted.safetensors", job.model.state_dict(), trained.checkpoint.settings, info)
-
-
-def show(results: TtaResults, *, json: bool) -> None:
-    """The table (or JSON) on stdout."""
-    from hopecli.report.console import make_console
-    from hopecli.report.files import as_json
-    from hopecli.report.tta import tta_tables
-
-    if json:
-        typer.echo(as_json(results))
-        return
-    console = make_console(stderr=False)
-    for table in tta_tables(results):
-        console.print(table)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
 from hopecli.errors import THEN_RESUME, written
 from hopecli.hardware import DeviceChoice
+from hopecli.report.files import as_json
 
 PLAIN_WIDTH = 160
 
@@ -22,6 +23,16 @@ def make_console(*, stderr: bool) -> Console:
     """A console on stdout or stderr; off a terminal it is wide enough that no table is cut."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=False)
+
+
+def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json: bool) -> None:
+    """A command's result on stdout: what `tables` makes of it, or one JSON object and nothing else."""
+    if json:
+        print(as_json(result))
+        return
+    console = make_console(stderr=False)
+    for table in tables(result):
+        console.print(table)
 
 
 def say(text: str) -> None:

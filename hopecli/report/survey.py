@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
 from hopecli.data.survey import Finding, PresetFit, Survey
 from hopecli.report.console import make_console, say
@@ -54,9 +55,9 @@ class SurveyProgress:
             self.bars.stop()
 
 
-def survey_tables(survey: Survey) -> list[Table]:
-    """Sizes, content, findings and presets."""
-    tables = [
+def survey_report(survey: Survey) -> list[RenderableType]:
+    """Tables of sizes, content, findings and presets, and the verdict in one line."""
+    parts: list[RenderableType] = [
         pairs_table(f"Clips in {escape(survey.folder)}", _sizes(survey)),
         pairs_table(_content_title(survey), _content(survey)),
         pairs_table("Actions", _actions(survey)),
@@ -64,16 +65,15 @@ def survey_tables(survey: Survey) -> list[Table]:
     if survey.findings:
         rows = [_finding_row(finding) for finding in survey.findings]
         columns = ["severity", "code", "clips", "first clips", "example"]
-        tables.append(plain_table("Findings", columns, rows, numbers_from=len(columns)))
+        parts.append(plain_table("Findings", columns, rows, numbers_from=len(columns)))
     if survey.presets:
         columns = ["preset", "fits", "overrides it needs", "split"]
         rows = [_preset_row(fit) for fit in survey.presets]
-        tables.append(plain_table("Presets on these clips", columns, rows, numbers_from=len(columns)))
-    return tables
+        parts.append(plain_table("Presets on these clips", columns, rows, numbers_from=len(columns)))
+    return [*parts, Text(_verdict(survey))]
 
 
-def verdict(survey: Survey) -> str:
-    """One line at the end."""
+def _verdict(survey: Survey) -> str:
     if not survey.findings:
         return f"No defects found in {survey.clips} clips ({survey.content_read} read whole)."
     kinds = f"{survey.errors} kind(s) of error, {survey.warnings} of warning"
