@@ -1,4 +1,4 @@
-"""Thirty clips that are each wrong in one way, among healthy ones, and the code that a survey must give each."""
+"""Clips that are each wrong in one way, among healthy ones, and the code that a survey must give each."""
 
 from __future__ import annotations
 
@@ -77,6 +77,28 @@ def _removed(file: str) -> Defect:
     return lambda clip: (clip / file).unlink()
 
 
+def _byte(file: str, position: int, value: bytes) -> Defect:
+    def apply(clip: Path) -> None:
+        content = bytearray((clip / file).read_bytes())
+        content[position] = ord(value)
+        (clip / file).write_bytes(content)
+
+    return apply
+
+
+def _lost_link(file: str) -> Defect:
+    def apply(clip: Path) -> None:
+        (clip / file).unlink()
+        (clip / file).symlink_to("nowhere.npy")
+
+    return apply
+
+
+def _lost_clip(clip: Path) -> None:
+    shutil.rmtree(clip)
+    clip.symlink_to("nowhere", target_is_directory=True)
+
+
 def _pickled(clip: Path) -> None:
     np.save(clip / FEATURES, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
@@ -97,6 +119,9 @@ DEFECTS: list[tuple[str, Defect]] = [
     ("unreadable", _written(FEATURES, b"")),
     ("unreadable", _written(FEATURES, b"\x89PNG not an array")),
     ("unreadable", _written(ACTIONS, pickle.dumps([1.0]))),
+    ("unreadable", _byte(FEATURES, 80, b"(")),
+    ("unreadable", _lost_link(STATES)),
+    ("missing_features", _lost_clip),
     ("truncated", _cut(FEATURES)),
     ("truncated", _cut(ACTIONS)),
     ("truncated", _cut(STATES)),

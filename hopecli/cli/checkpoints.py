@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.common import data_overrides, gives_clips, override, with_data_folder
-from hopecli.errors import CheckpointError, HopeError, SettingsError
+from hopecli.errors import CheckpointError, DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -90,19 +91,20 @@ def open_store(settings: Settings, runtime: Runtime, say: Callable[[str], None])
     return ClipStore(folder, settings.data, use_extrinsics=getattr(settings.model, "use_extrinsics", False))
 
 
-def training_split(trained: Trained) -> Split | None:
+def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None:
     """The split the checkpoint was trained on: from its run directory, or made again from its settings where the
-    clips are still the same; None when it is not known."""
+    clips are still the same; None when it is not known, or its clips cannot be recognised any more."""
     from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, read_split
     from hopecli.data.store import ClipStore
 
     run_dir = trained.checkpoint.run_dir
     if run_dir is not None and (run_dir / "split.json").is_file():
-        return read_split(run_dir / "split.json")
+        split = read_split(run_dir / "split.json")
+        return split if split.comparable else None
     try:
         store = ClipStore(
-            clips_folder(trained.trained_under.data, lambda text: None),
+            clips_folder(trained.trained_under.data, say),
             trained.trained_under.data,
             use_extrinsics=getattr(trained.trained_under.model, "use_extrinsics", False),
         )
@@ -117,27 +119,24 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
 
     auto: the held-out part when the folder is the one trained on (or a copy of it), otherwise all clips.
     """
-    from hopecli.data.split import fingerprints, usable_clips
+    from hopecli.data.split import usable_clips
 
     store = open_store(trained.settings, runtime, say)
-    split = training_split(trained)
-    usable, skipped = usable_clips(store)
-    names = list(usable.values())
-    seen: set[str] = set()
-    if split is not None:
-        trained_on = set(split.fingerprints.values())
-        seen = {name for name, mark in fingerprints(store, names).items() if mark in trained_on}
-    held_out = [] if split is None else [name for name in split.held_out if name in set(names) and name not in seen]
-    is_training_folder = split is not None and bool(held_out) and set(split.train) <= seen
-    if which == "held_out" and not is_training_folder:
+    split = training_split(trained, say)
+    held_out = [] if split is None else _held_out(store, split)
+    if which == "held_out" and not held_out:
         raise SettingsError(
             "the held-out clips of the training run are not in this folder",
             where="evaluation.clips",
             value=str(store.folder),
             fix="give the training folder with --data-dir, or use evaluation.clips=all",
         )
-    if is_training_folder and which != "all":
-        return ChosenClips(store, held_out, "held out from training", "held_out", 0, skipped)
+    if held_out and which != "all":
+        usable, skipped = usable_clips(store, among=held_out)
+        return ChosenClips(store, list(usable.values()), "held out from training", "held_out", 0, skipped)
+    usable, skipped = usable_clips(store)
+    names = list(usable.values())
+    seen = set() if split is None else _recognised(store, names, set(split.fingerprints.values()))
     overlap = None if split is None else len(seen)
     if overlap:
         say(f"warning: the checkpoint was trained on {overlap} of these {len(names)} clips")
@@ -145,6 +144,37 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
         say("note: the training split is not known, so overlap with training clips cannot be checked")
     label = _label(trained.settings.data, store.folder)
     return ChosenClips(store, names, f"all of {label}", f"all_{label}", overlap, skipped)
+
+
+def _held_out(store: ClipStore, split: Split) -> list[str]:
+    """The held-out clips of a training run in its folder or a copy of it; none in any other folder.
+
+    A folder is taken for the one trained on when most clips with the names of training clips have their content
+    (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a held-out clip
+    with the content of a training clip, and one that training found unreadable.
+    """
+    from hopecli.data.store import clip_names
+
+    here = set(clip_names(store.folder).values())
+    named = [name for name in split.train if name in here]
+    trained_on = set(split.fingerprints.values())
+    if 2 * len(_recognised(store, named, trained_on)) <= len(named):
+        return []
+    selected = set(store.select().values())
+    held_out = [name for name in split.held_out if name in selected and name not in split.skipped]
+    copies = _recognised(store, held_out, trained_on)
+    return [name for name in held_out if name not in copies]
+
+
+def _recognised(store: ClipStore, names: list[str], marks: set[str]) -> set[str]:
+    """Those of the clips whose content has one of the fingerprints; a clip that cannot be read has none."""
+    from hopecli.data.split import fingerprints
+
+    found = set()
+    for name in names:
+        with contextlib.suppress(DataError):
+            found |= {name for mark in fingerprints(store, [name]).values() if mark in marks}
+    return found
 
 
 def _label(data: DataSettings, folder: Path) -> str:

@@ -72,6 +72,7 @@ def eval_command(
 
 def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     """Score the clips and summarise."""
+    from hopecli.data.split import count_defects
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
     from hopecli.engine.results import EvalResults
     from hopecli.engine.skips import Skips
@@ -94,7 +95,14 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         shuffled_action=True,
     )
     model = trained.model.to(runtime.device)
-    skips = Skips(s.data, clips=len(clips.names), folder=clips.store.folder, runtime=runtime, say=say)
+    skips = Skips(
+        s.data,
+        clips=len(clips.names) + len(clips.skipped),
+        before=count_defects(clips.skipped),
+        folder=clips.store.folder,
+        runtime=runtime,
+        say=say,
+    )
     scores = score_clips(
         model,
         clips.store,

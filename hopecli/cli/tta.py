@@ -190,12 +190,11 @@ def find_source(
     try:
         settings = trained.trained_under.data
         store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
-        there = set(usable_clips(store)[0].values())
-        split = training_split(trained)
+        split = training_split(trained, say)
+        names = [] if split is None else list(usable_clips(store, among=split.held_out)[0].values())[:limit]
     except HopeError as error:
         say(f"note: forgetting is not measured: {error}")
         return None
-    names = [] if split is None else [name for name in split.held_out if name in there][:limit]
     if not names:
         say("note: forgetting is not measured: the checkpoint's held-out clips are not known (give --source-data-dir)")
         return None

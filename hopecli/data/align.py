@@ -20,13 +20,19 @@ def accepted_action_rows(alignment: str, frames: int) -> tuple[int, ...]:
     return (frames - 1, frames) if alignment == "as_is" else original_row_counts(frames)
 
 
+def as_float32(rows: np.ndarray) -> np.ndarray:
+    """The rows in float32; a number too large for it becomes infinite, which `check_finite` then reports."""
+    with np.errstate(over="ignore"):
+        return np.asarray(rows, dtype=np.float32)
+
+
 def align_actions(rows: np.ndarray, *, alignment: str, reduce: str, transitions: int) -> np.ndarray:
     """Transitions [transitions, A] float32 from a file's rows [*, A], whose count has been checked.
 
     impulse: the row at original index 1 is transition 0, every other transition is zero. per_timestep: the rows of
     tubelet t (2t and 2t+1) reduced by last, mean or sum. as_is: row t.
     """
-    rows = np.asarray(rows, dtype=np.float32)
+    rows = as_float32(rows)
     if alignment == "impulse":
         out = np.zeros((transitions, rows.shape[1]), np.float32)
         out[0] = rows[1]
@@ -42,7 +48,7 @@ def align_actions(rows: np.ndarray, *, alignment: str, reduce: str, transitions:
 def align_per_frame(rows: np.ndarray, *, frames: int, transitions: int) -> np.ndarray:
     """States or extrinsics [transitions, *] float32: one row per original frame gives the last row of each tubelet (the
     newest that is known when frame t is), one row per encoded frame or transition is taken as it is."""
-    rows = np.asarray(rows, dtype=np.float32)
+    rows = as_float32(rows)
     if len(rows) in original_row_counts(frames):
         rows = rows[TUBELET - 1 :: TUBELET]
     return rows[:transitions].copy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -51,22 +52,25 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
             length = 10 + int.from_bytes(start[8:10], "little")
             if start[6:7] != b"\x01":
                 length = 12 + int.from_bytes(start[8:12], "little")
-            shape, dtype, fortran_order, offset = _parse(start + file.read(max(0, min(length, _LONGEST_HEADER) - 12)))
+            head = start + file.read(max(0, min(length, _LONGEST_HEADER) - 12))
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
         code = "missing_actions" if name == "actions.npy" else "missing_features"
+        message = f"{path.parent.name}/{name} is missing"
         if name in ("states.npy", "extrinsics.npy"):
             code = f"missing_{path.stem}"
-        folder = path.parent.name
-        message = f"{folder}/{name} is missing"
+            if path.is_symlink():
+                code, message = "unreadable", f"{name} is a link that leads nowhere"
         raise ClipProblem(code, message, clip=clip, fix="add the file or leave the clip out") from error
     except OSError as error:
         message = f"{name} cannot be read: {error.strerror or error}"
         raise ClipProblem("unreadable", message, clip=clip, fix=CHECK_ACCESS) from error
-    except (ValueError, EOFError) as error:
+    try:
+        shape, dtype, fortran_order, offset = _parse(head)
+    except Exception as error:  # numpy reads the header as Python text: a damaged one raises nearly anything
         raise ClipProblem(
             "unreadable",
-            f"{name} is not a readable .npy file: {error}",
+            f"{name} is not a readable .npy file: {' '.join(str(error).split())}",
             clip=clip,
             fix="write it again with numpy.save",
         ) from error
@@ -74,9 +78,9 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
         raise ClipProblem(
             "pickled", f"{name} holds pickled objects, which are never loaded", clip=clip, fix="save plain numbers"
         )
-    if any(length < 0 for length in shape):
-        raise ClipProblem("odd_shape", f"{name} announces a negative length", clip=clip, value=list(shape))
-    expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if any(isinstance(length, bool) or length < 0 for length in shape):
+        raise ClipProblem("odd_shape", f"{name} announces an impossible length", clip=clip, value=list(shape))
+    expected = offset + math.prod(shape) * dtype.itemsize
     if size < expected:
         raise ClipProblem(
             "truncated",
@@ -100,5 +104,8 @@ def check_finite(what: str, values: np.ndarray, *, clip: str) -> None:
 
     A sum in float64 is one cheap pass, and is finite exactly when float16 or float32 values are.
     """
-    if not np.isfinite(values.sum(dtype=np.float64)):
-        raise ClipProblem("not_finite", f"{what} hold NaN or infinite values", clip=clip, fix="encode the clip again")
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = values.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        fix = "encode the clip again" if what == "features" else f"correct {what}.npy"
+        raise ClipProblem("not_finite", f"{what} hold NaN or infinite values", clip=clip, fix=fix)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
 from hopecli.errors import CheckpointError, DataError, accessed
 
-_BYTES = 4096
+_SHORT = "too_few_frames"
+_WHOLE = 1 << 20  # reading this much takes about as long as a few seeks
+_PIECES, _PIECE = 8, 4096
+_MARK_BYTES = 10  # counts up with the recipe, so that marks of an earlier one are told apart
 
 
 @dataclass(frozen=True)
 class Split:
-    """Clip names of both sides, the clips left out with the reason, and the hash of all of it.
+    """Clip names of both sides, the clips left out with the reason, and a hash.
 
     fingerprints: content hash per clip name of `train`, for recognising these clips in another folder.
     """
@@ -30,9 +34,14 @@ class Split:
 
     @property
     def hash(self) -> str:
-        """Changes when any clip changes side, is added, removed or skipped."""
+        """Changes when any clip changes side or, on the training side, content; not with what is found unreadable."""
         text = json.dumps([self.train, self.held_out, self.fingerprints], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its fingerprints are made as `fingerprints` makes them now."""
+        return all(len(mark) == 2 * _MARK_BYTES for mark in self.fingerprints.values())
 
     def to_json(self) -> str:
         """The text of split.json."""
@@ -58,26 +67,24 @@ def split_ids(ids: Sequence[int], val_split: float) -> tuple[list[int], list[int
     return list(ids[: len(ids) - held]), list(ids[len(ids) - held :])
 
 
-def usable_clips(store: ClipStore) -> tuple[dict[int, str], dict[str, str]]:
-    """Selected clips whose headers pass the checks, and the reason for each one left out.
+def usable_clips(store: ClipStore, among: Collection[str] | None = None) -> tuple[dict[int, str], dict[str, str]]:
+    """Selected clips (those `among` the names, if given) whose headers pass the checks, and the reason for each one
+    left out.
 
     data.on_short and data.on_error say whether a clip that does not fit is an error; more than data.max_skipped
     (short ones not counted) is an error in any case.
     """
     s = store.settings
-    chosen = store.select()
+    chosen = {number: name for number, name in store.select().items() if among is None or name in among}
     usable: dict[int, str] = {}
     problems: list[ClipProblem] = []
     skipped: dict[str, str] = {}
-    defects = 0
     for number, name in chosen.items():
         try:
             store.check(name)
         except ClipProblem as problem:
-            short = problem.code == "too_few_frames"
-            if (s.on_short if short else s.on_error) == "error":
+            if (s.on_short if problem.code == _SHORT else s.on_error) == "error":
                 problems.append(problem)
-            defects += not short
             skipped[name] = f"{problem.code}: {problem.what}"
         else:
             usable[number] = name
@@ -86,10 +93,15 @@ def usable_clips(store: ClipStore) -> tuple[dict[int, str], dict[str, str]]:
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
         fix = (first.fix or "fix the clip") + more
         raise DataError(first.what, where=str(store.folder / first.clip), value=first.value, fix=fix)
-    check_skipped(defects, len(chosen), s.max_skipped, str(store.folder))
+    check_skipped(count_defects(skipped), len(chosen), s.max_skipped, str(store.folder))
     if not usable:
         raise DataError("no usable clip is left", where=str(store.folder), value=f"{len(skipped)} skipped")
     return usable, skipped
+
+
+def count_defects(skipped: dict[str, str]) -> int:
+    """How many of the clips that `usable_clips` left out count against data.max_skipped: all but short ones."""
+    return sum(not reason.startswith(f"{_SHORT}:") for reason in skipped.values())
 
 
 def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
@@ -120,18 +132,20 @@ def make_split(store: ClipStore) -> Split:
 
 
 def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
-    """Content hash of each clip: feature file size, its first and middle 4 KiB, and all action bytes."""
+    """Content hash of each clip: size of the feature file, all of a small one or 8 pieces of 4 KiB over a large one,
+    and all action bytes."""
     return {name: _fingerprint(store, name) for name in names}
 
 
 def _fingerprint(store: ClipStore, name: str) -> str:
     features, actions, _, _ = store.paths(name)
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=_MARK_BYTES)
     with accessed(store.folder / name, kind=DataError), open(features, "rb") as file:
-        size = file.seek(0, 2)
+        size = file.seek(0, os.SEEK_END)
         digest.update(str(size).encode())
-        for start in (0, size // 2):
-            file.seek(start)
-            digest.update(file.read(_BYTES))
+        pieces, length = (1, size) if size <= _WHOLE else (_PIECES, _PIECE)
+        for piece in range(pieces):
+            file.seek(piece * size // pieces)
+            digest.update(file.read(length))
         digest.update(actions.read_bytes())
     return digest.hexdigest()

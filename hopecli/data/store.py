@@ -47,10 +47,15 @@ def numbered_clips(folder: Path) -> list[tuple[int, str]]:
             raise DataError("no such folder of clips", where=str(folder), fix=EXPECTED_TREE)
         with os.scandir(folder) as entries:
             matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
-            found = [(int(match.group(1)), entry.name) for match, entry in matches if match and entry.is_dir()]
+            found = [(int(match.group(1)), entry.name) for match, entry in matches if match and _is_clip(entry)]
     if not found:
         raise DataError("no clip_NNNNN folders in it", where=str(folder), fix=EXPECTED_TREE)
     return sorted(found)
+
+
+def _is_clip(entry: os.DirEntry[str]) -> bool:
+    """A folder, or a link that leads nowhere: a clip of a lost mount must be found missing, not left out unseen."""
+    return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def clip_names(folder: Path) -> dict[int, str]:
@@ -109,7 +114,7 @@ class ClipStore:
         accepted = accepted_action_rows(alignment, frames)
         self._rows(name, read_header(actions, clip=name), "actions", width, accepted, f"action_alignment {alignment}")
         frame_rows = (*original_row_counts(frames), frames - 1, frames)
-        if states.exists():
+        if os.path.lexists(states):  # a broken link is a defect, not an absent file
             self._rows(name, read_header(states, clip=name), "states", width, frame_rows, "the state encoder")
         if self.use_extrinsics:
             header = read_header(extrinsics, clip=name)
@@ -135,7 +140,7 @@ class ClipStore:
         features = np.array(used).reshape(s.num_timesteps, patches, s.embed_dim)
         actions = self._aligned(name)
         states = np.zeros_like(actions)
-        if states_path.exists():
+        if os.path.lexists(states_path):
             states = align_per_frame(self._load(states_path, name), frames=frames, transitions=steps)
         rows = None
         if self.use_extrinsics:

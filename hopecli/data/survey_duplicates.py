@@ -17,7 +17,7 @@ HASH_BUDGET = 1 << 30
 @dataclass(frozen=True)
 class DuplicateFacts:
     """clips: copies of an earlier clip by full hash of features and actions. alike: clips that agree with
-    another in size, first and middle 4 KiB of features and all actions; --deep compares their whole content."""
+    another in size, samples of the features and all actions; --deep compares their whole content."""
 
     clips: int
     alike: int
@@ -32,7 +32,7 @@ class Duplicates:
 
 
 class Fingerprints:
-    """Eight bytes per clip."""
+    """Ten bytes per clip."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, str] = {}

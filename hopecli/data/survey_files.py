@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hopecli.config.schema import DataSettings
+from hopecli.data.align import as_float32
 from hopecli.data.headers import ClipProblem, check_finite, map_array, read_header
 from hopecli.data.store import ClipStore
 from hopecli.data.survey_actions import ActionTally
@@ -67,7 +68,7 @@ def _look(store: ClipStore, name: str, look: Look, points: int) -> None:
             if len(header.shape) == 2 and header.dtype.kind in "fiu" and header.shape[1] > 0:
                 rows = header.shape[0]
                 values = np.asarray(map_array(actions, header))
-                check_finite("actions", values, clip=name)
+                check_finite("actions", as_float32(values), clip=name)
                 if rows:
                     look.actions.add(name, values, points=points)
         except ClipProblem as problem:
@@ -92,7 +93,8 @@ def find_feature_map(folder: Path, names: list[str]) -> str:
     default = DataSettings().feature_map
     found: Counter[str] = Counter()
     for name in names[:_FIRST_CLIPS]:
-        found.update(path.stem for path in (folder / name / "feature_maps").glob("*.npy"))
+        with contextlib.suppress(OSError):  # the check that follows names the clip
+            found.update(path.stem for path in (folder / name / "feature_maps").glob("*.npy"))
     if default in found or not found:
         return default
     return found.most_common(1)[0][0]
@@ -112,5 +114,5 @@ def whole_features(store: ClipStore, name: str) -> np.ndarray:
             except ClipProblem:
                 continue  # the check has judged it
             if values.dtype.kind in "fiu":
-                check_finite(what, values, clip=name)
+                check_finite(what, as_float32(values), clip=name)
     return features

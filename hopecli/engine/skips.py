@@ -23,13 +23,17 @@ class Skips:
         settings: DataSettings,
         *,
         clips: int,
+        before: int = 0,
         folder: Path,
         runtime: Runtime,
         say: Callable[[str], None],
         reasons: dict[str, str] | None = None,
     ):
-        """`clips`: how many data.max_skipped is a share of. `say` takes a line per clip, on the main process."""
-        self.settings, self.clips, self.folder = settings, clips, folder
+        """`clips`: how many data.max_skipped is a share of, `before`: how many of them were left out already.
+
+        `say` takes a line per clip, on the main process.
+        """
+        self.settings, self.clips, self.before, self.folder = settings, clips, before, folder
         self.runtime, self.say = runtime, say
         self.reasons: dict[str, str] = {} if reasons is None else reasons
         self._new: list[tuple[str, str, str]] = []
@@ -55,4 +59,4 @@ class Skips:
                 if self.runtime.is_main:
                     self.say(f"skipping {text}")
         self._new.clear()
-        check_skipped(len(self.reasons), self.clips, self.settings.max_skipped, str(self.folder))
+        check_skipped(self.before + len(self.reasons), self.clips, self.settings.max_skipped, str(self.folder))

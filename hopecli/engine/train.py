@@ -12,7 +12,7 @@ from hopecli.config.explain import to_tree
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
 from hopecli.data.loader import EpochBatches, load_batches, stand_in
-from hopecli.data.split import Split
+from hopecli.data.split import Split, count_defects
 from hopecli.data.store import ClipStore
 from hopecli.engine.checkpoint import duplicate_checkpoint, load_trainer, remove_old, save_checkpoint
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
@@ -136,7 +136,8 @@ class _Trainer:
         self.meter = Meter(job.runtime)
         self.skips = Skips(
             s.data,
-            clips=len(job.split.train) + len(job.split.held_out),
+            clips=len(job.split.train) + len(job.split.held_out) + len(job.split.skipped),
+            before=count_defects(job.split.skipped),
             folder=job.store.folder,
             runtime=job.runtime,
             say=job.sink.message,
@@ -281,8 +282,8 @@ class _Trainer:
             precision=job.runtime.choice.precision,
             steps=self.step,
             epochs=job.settings.training.epochs,
-            train_clips=len(job.split.train),
-            held_out_clips=len(job.split.held_out),
+            train_clips=len(set(job.split.train) - set(job.skipped)),
+            held_out_clips=len(set(job.split.held_out) - set(job.skipped)),
             seconds=seconds,
             clips_per_second=m.clips / m.seconds if m.seconds > 0 else None,
             loss=m.last_loss,

@@ -122,6 +122,11 @@ def test_overlap_with_training_is_marked(run: Path, tmp_path: Path) -> None:
     shutil.copytree(clips, copy)  # a copy of the training folder: again only its held-out part
     assert evaluate(run, "--data-dir", str(copy))["clips"] == 6
     assert evaluate(run, "evaluation.clips=all")["overlap_with_training"] == 14
+    shutil.rmtree(copy / split["train"][0])  # also when some training clips are gone, damaged or not selected
+    (copy / split["train"][1] / "actions_states" / "actions.npy").unlink()
+    for selected in ([], [f"data.clip_start={int(split['held_out'][0][5:])}"]):
+        results = evaluate(run, "--data-dir", str(copy), *selected)
+        assert (results["clips"], results["overlap_with_training"]) == (6, 0)
 
 
 def test_per_clip_file_worst_first(run: Path) -> None:

@@ -33,7 +33,7 @@ def inspect(place: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 def snapshot(folder: Path) -> list[tuple[str, int]]:
-    return [(str(path), path.stat().st_mtime_ns) for path in [folder, *sorted(folder.rglob("*"))]]
+    return [(str(path), path.lstat().st_mtime_ns) for path in [folder, *sorted(folder.rglob("*"))]]
 
 
 def test_healthy_clips_and_copy_last_as_eval_reports_it(folder: Path) -> None:

@@ -63,7 +63,30 @@ def test_a_batch_of_nothing_but_unreadable_clips_is_made_good(tmp_path: Path) ->
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("skipping clip_00003") == 1
     result = json.loads(outcome.out)
-    assert result["steps"] == 2 * result["train_clips"]
+    assert (result["train_clips"], result["held_out_clips"], result["skipped_clips"]) == (6, 1, 1)
+    assert result["steps"] == 2 * (6 + 1)
+
+
+def test_one_limit_holds_for_headers_and_content_together(tmp_path: Path) -> None:
+    clips_with(tmp_path, {3: np.nan})
+    file = tmp_path / "clips/clip_00001/feature_maps/vjepa2_vitl16.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    command = [*QUICK, "--data-dir", "clips", "data.on_error=skip"]
+    outcome = hope([*command, "data.max_skipped=0.24"], tmp_path)  # 1 of 8 each, 2 of 8 together
+    assert outcome.code == 3
+    assert "2 of 8 clips cannot be used, more than data.max_skipped" in one_line(outcome)
+    assert hope([*command, "data.max_skipped=0.25"], tmp_path).code == 0
+
+
+def test_a_held_out_clip_skipped_in_training_is_not_asked_for_again(tmp_path: Path) -> None:
+    clips_with(tmp_path, {7: np.nan})
+    command = [*QUICK, "--data-dir", "clips", "data.val_split=0.3", "data.on_error=skip", "data.max_skipped=0.2"]
+    outcome = hope([*command, "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    run = json.loads(outcome.out)["run_dir"]
+    outcome = hope(["eval", "--ckpt", run, "--device", "cpu", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["clips"] == 1
 
 
 def test_two_processes_leave_out_the_same_clips(tmp_path: Path) -> None:

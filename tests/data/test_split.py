@@ -104,6 +104,21 @@ def test_fingerprint_recognises_a_clip_under_another_name(tmp_path: Path) -> Non
     assert len(set(marks.values())) == 3
 
 
+def test_fingerprints_differ_when_any_patch_of_a_small_clip_does(tmp_path: Path) -> None:
+    """Built-in clips without a push share most patches, so samples of them would not tell them apart."""
+    for number in (1, 2):
+        features = np.zeros((4, 64, 64), np.float32)
+        features[1, 40 + number] = 1.0
+        write_clip(tmp_path, number, features=features, actions=np.zeros((6, 2), np.float32))
+    marks = fingerprints(store(tmp_path), ["clip_00001", "clip_00002"])
+    assert len(set(marks.values())) == 2
+
+
+def test_marks_of_an_earlier_recipe_are_not_compared() -> None:
+    assert Split(("a",), ("b",), {}, {"a": "0" * 20}).comparable
+    assert not Split(("a",), ("b",), {}, {"a": "0" * 16}).comparable
+
+
 def test_split_file_reads_back_and_damage_is_noticed(tmp_path: Path) -> None:
     split = Split(("a", "b"), ("c",), {"d": "truncated: short"}, {"a": "1", "b": "2"})
     path = tmp_path / "split.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,43 @@ def test_truncated_foreign_and_missing_files(tmp_path: Path) -> None:
     assert problem(tmp_path).code == "missing_actions"
     write_clip(tmp_path, 1)
     assert problem(tmp_path, use_extrinsics=True).code == "missing_extrinsics"
+
+
+def test_a_damaged_header_is_a_problem_of_its_clip(tmp_path: Path) -> None:
+    """numpy reads headers as Python text: damage raises SyntaxError, TokenError, OverflowError, TypeError, ..."""
+    name = write_clip(tmp_path, 1)
+    path = feature_file(tmp_path, name)
+    whole = path.read_bytes()
+    start, stop = whole.index(b"{"), whole.index(b"}") + 1
+    headers = [
+        whole[start:stop].replace(b"<f4", b"<,2").replace(b"<f2", b"<,2"),
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (1180591620717411303424, 8)}",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (16, 1152921504606846976)}",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 2)}",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 2)}",
+    ]
+    for header in headers:
+        path.write_bytes(whole[:start] + header.ljust(stop - start) + whole[start + max(len(header), stop - start) :])
+        assert problem(tmp_path).code in ("unreadable", "truncated", "odd_shape"), header
+    for position in range(start, stop):
+        for value in (0, ord("("), ord("'"), ord("9"), 255):
+            path.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+            with contextlib.suppress(ClipProblem):  # some damage leaves a header that can be used
+                store(tmp_path).check(name)
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
+    name = write_clip(tmp_path, 1)
+    action_file(tmp_path, name).with_name("states.npy").symlink_to("nowhere.npy")
+    assert "states.npy is a link that leads nowhere" in str(problem(tmp_path))
+    (tmp_path / "clip_00002").symlink_to("nowhere", target_is_directory=True)
+    assert list(store(tmp_path).select()) == [1, 2]
+
+
+def test_actions_too_large_for_float32_are_not_finite(tmp_path: Path) -> None:
+    write_clip(tmp_path, 1, actions=np.full((6, 2), 1e300))
+    with pytest.raises(ClipProblem, match=r"actions hold NaN or infinite.*Correct actions\.npy"):
+        store(tmp_path).read("clip_00001")
 
 
 def test_states_of_the_wrong_shape(tmp_path: Path) -> None:
