@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,9 @@ def train_command(
     wandb: Annotated[str | None, typer.Option("--wandb", help="auto, online, offline or disabled.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Run directory to go on with, or 'last'.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Sizes, memory and one pass; writes no files.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved YAML and exit.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings as YAML (--json: JSON) and exit.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Train a predictor (--preset quickstart needs no data)."""
@@ -72,9 +75,10 @@ def train_command(
             flags.append(override(key, value))
     request = resolve_settings(preset, [*(overrides or []), *flags], resume, json=json)
     if print_config:
-        from hopecli.config.explain import to_yaml
+        from hopecli.config.explain import to_tree, to_yaml
 
-        typer.echo(to_yaml(request.resolved.settings), nl=False)
+        resolved = request.resolved.settings
+        typer.echo(dumps(to_tree(resolved)) + "\n" if json else to_yaml(resolved), nl=False)
         return
     settings = request.resolved.settings
     runtime = start_runtime(settings.training.device, settings.training.precision)

@@ -67,7 +67,7 @@ class MetricsFile:
         """Open for appending; lines of steps after `keep_until_step` (from a run that went on past its last
         checkpoint) are dropped, so that a resumed run writes the file an uninterrupted one would have."""
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()  # a torn line is dropped below
             write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step))
         self.path = path
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())

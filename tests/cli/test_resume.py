@@ -154,6 +154,8 @@ def test_lines_after_the_last_checkpoint_are_dropped(uninterrupted: Path, tmp_pa
     wait_for_steps(tmp_path, 7)  # past the checkpoint of epoch 1 (step 4)
     process.kill()
     process.communicate(timeout=60)
+    with open(only_run(tmp_path) / "metrics.jsonl", "ab") as record:
+        record.write(b'{"type": "tr\xff\xfe')  # torn by the crash, and not even text
     outcome = hope(["train", "--resume", str(only_run(tmp_path).relative_to(tmp_path))], tmp_path)
     assert outcome.code == 0, outcome.err
     assert records(only_run(tmp_path)) == records(uninterrupted)

@@ -162,6 +162,8 @@ def test_print_config_round_trip(tmp_path: Path) -> None:
     outcome = hope([*QUICK, "--print-config"], tmp_path)
     assert outcome.code == 0
     (tmp_path / "mine.yaml").write_text(outcome.out)
+    as_json = hope([*QUICK, "--print-config", "--json"], tmp_path)
+    assert json.loads(as_json.out) == yaml.safe_load(outcome.out)
     again = hope(["train", "--preset", "mine.yaml", "--print-config"], tmp_path)
     assert again.out == outcome.out
 
