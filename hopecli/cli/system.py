@@ -10,7 +10,14 @@ import sys
 from hopecli.errors import DeviceError, HopeError, SettingsError
 
 # Torch says most of these with a plain RuntimeError; its own class for it must not be imported here.
-_NO_MEMORY = ("can't allocate memory", "defaultcpuallocator", "out of memory", "storage size calculation overflowed")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "defaultcpuallocator",
+    "out of memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+    "storage size calculation overflowed",
+)
 
 
 def prepare_stdout() -> None:
