@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 # What a preset may change of a trained model's protocol; the model and its clips' layout belong to the checkpoint.
 PRESET_SECTIONS = ("evaluation", "adaptation", "logging")
+# What nothing may change: the weights fit no other model and layout, and were trained under these rules.
+CHECKPOINT_SECTIONS = ("model", "objective", "optimizer", "schedule", "training")
+CHECKPOINT_KEYS = ("data.grid", "data.embed_dim", "data.action_dim")
+FREE_KEYS = ("training.device",)
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,6 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     from hopecli.engine.checkpoint import load_checkpoint, load_into
     from hopecli.models.build import build_model
 
-    for text in overrides:
-        if text.startswith("model."):
-            raise SettingsError("belongs to the checkpoint", where=text.split("=")[0], fix="leave it out")
     checkpoint = load_checkpoint(ckpt)
     try:
         trained_under = load_tree(checkpoint.settings, name="checkpoint", origin="checkpoint").settings
@@ -70,6 +71,7 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     if flags:  # ids of the training folder mean nothing in another one
         flags += [override("data.clip_start", None), override("data.clip_end", None)]
     settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin="checkpoint").settings
+    _require_same_model(settings, trained_under)
     settings = with_data_folder(settings, recorded=not gives_clips([*flags, *overrides]))
     trained_under = with_data_folder(trained_under, recorded=True)
     d = trained_under.data
@@ -77,6 +79,18 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     load_into(model, checkpoint)
     model.eval()
     return Trained(checkpoint, settings, trained_under, model, data_dir)
+
+
+def _require_same_model(settings: Settings, trained_under: Settings) -> None:
+    """SettingsError for the first override of what the weights were trained as: they have no other layout or loss."""
+    from hopecli.config.explain import to_tree
+    from hopecli.config.load import flat
+
+    asked, known = flat(to_tree(settings)), flat(to_tree(trained_under))
+    for key in sorted({*asked, *known}):
+        fixed = key in CHECKPOINT_KEYS or key.split(".")[0] in CHECKPOINT_SECTIONS
+        if fixed and key not in FREE_KEYS and asked.get(key) != known.get(key):
+            raise SettingsError("belongs to the checkpoint", where=key, value=asked.get(key), fix="leave it out")
 
 
 def open_store(settings: Settings, runtime: Runtime, say: Callable[[str], None]) -> ClipStore:
@@ -185,6 +199,8 @@ def results_folder(trained: Trained, kind: str, name: str) -> Path:
     """RUN/<kind>/<name>; RUN/tta/<stream>/<kind>/<name> for weights that were adapted there; or for a file on its own
     <runs>/<kind>/<file stem>/<name>."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    if not name.strip("."):
+        raise SettingsError("is not a folder's name", where="--name", value=name, fix="use letters and digits")
     run_dir, file = trained.checkpoint.run_dir, trained.checkpoint.path
     if run_dir is not None and file.resolve().is_relative_to(run_dir.resolve() / "tta"):
         return file.parent / kind / name

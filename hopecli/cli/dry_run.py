@@ -32,7 +32,7 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     """Build the model, read (or draw) one batch and pass it once."""
     from hopecli.engine.dry_run import forward_backward, static_bytes
     from hopecli.engine.results import DryRun
-    from hopecli.engine.train import steps_per_epoch
+    from hopecli.engine.train_job import steps_per_epoch
     from hopecli.models.build import build_model, count_parameters
 
     s = resolved.settings

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hopecli.engine.results import TrainSummary
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.sink import Sink
-    from hopecli.engine.train import TrainJob
+    from hopecli.engine.train_job import TrainJob
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
             raise SettingsError(
                 "cannot change in a resumed run", where=text.split("=")[0], fix="start a new run, or leave it out"
             )
-    run_dir = _find_run(resume)
+    run_dir = _find_run(resume, overrides)
     from hopecli.engine.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(str(run_dir))
@@ -122,8 +122,8 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
     return Request(replace(resolved, settings=settings), run_dir, json)
 
 
-def _find_run(given: str) -> Path:
-    import os
+def _find_run(given: str, overrides: list[str]) -> Path:
+    from hopecli.config.load import load_tree
 
     if given != "last":
         run_dir = Path(given)
@@ -132,7 +132,8 @@ def _find_run(given: str) -> Path:
         if not is_run:
             raise CheckpointError("not a run directory", where="--resume", value=given, fix="give a run's folder")
         return run_dir
-    folder = Path(os.environ.get("HOPE_RUNS_DIR") or "runs")
+    where = [text for text in overrides if text.startswith("logging.")]
+    folder = runs_folder(load_tree({}, where, name="--resume", origin="default").settings)
     runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
     if not runs:
         raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")
@@ -142,10 +143,10 @@ def _find_run(given: str) -> Path:
 def build(request: Request, runtime: Runtime) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
     from hopecli.data.source import clips_folder
-    from hopecli.data.split import make_split
+    from hopecli.data.split import make_split, read_split
     from hopecli.data.store import ClipStore
-    from hopecli.engine.checkpoint import find_weights, load_checkpoint, load_into
-    from hopecli.engine.train import TrainJob, steps_per_epoch
+    from hopecli.engine.checkpoint import find_weights, load_checkpoint, load_into, load_trainer
+    from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
     from hopecli.report.console import say
     from hopecli.report.wandb_sink import resolve_mode
@@ -165,7 +166,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
     )
-    resume_from, first_step = None, 0
+    resumed, skipped, first_step = None, {}, 0
     if request.resume is not None:
         checkpoint = load_checkpoint(str(request.resume))
         if checkpoint.info.get("split") != split.hash:
@@ -176,7 +177,10 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
                 fix="give the original folder with --data-dir",
             )
         load_into(model, checkpoint)
-        resume_from, first_step = find_weights(str(request.resume))[0].parent, int(checkpoint.info["step"])
+        resumed = load_trainer(find_weights(str(request.resume))[0].parent)
+        first_step = int(checkpoint.info["step"])
+        before = read_split(request.resume / "split.json").skipped
+        skipped = {name: reason for name, reason in before.items() if name not in split.skipped}
     name = request.resolved.name
     run_dir = request.resume
     if run_dir is None:
@@ -191,7 +195,8 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         model=model,
         run_dir=run_dir,
         sink=sink,
-        resume_from=resume_from,
+        resumed=resumed,
+        skipped=skipped,
     )
 
 

@@ -123,10 +123,18 @@ def load_batches(
         collate_fn=collate,
         pin_memory=pin_memory,
         prefetch_factor=1 if workers else None,
+        worker_init_fn=_leave_the_group,
         # Reading is numpy on mapped files: fork is safe and spares a second import of torch per worker.
         persistent_workers=False,
     )
     return iter(loader)
+
+
+def _leave_the_group(worker: int) -> None:
+    """Ctrl-C, `timeout` and torchrun signal the whole process group; a reader that dies of it would end a run that is
+    about to save. The reader still ends when its parent tells it to, or is gone."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def require_all(loaded: LoadedBatch) -> ClipBatch:

@@ -172,7 +172,9 @@ def load_checkpoint(given: str) -> Checkpoint:
             weights = {key: archive.get_tensor(key) for key in keys}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"not a readable .safetensors file: {error}", where=str(file), fix="use another checkpoint of the run"
+            f"not a readable .safetensors file: {' '.join(str(error).split())}",
+            where=str(file),
+            fix="use another checkpoint of the run",
         ) from error
     try:
         settings, info = json.loads(metadata["settings"]), json.loads(metadata["info"])
@@ -189,7 +191,9 @@ def load_trainer(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{TRAINER} cannot be read: {error}", where=str(folder), fix="resume from another checkpoint"
+            f"{TRAINER} cannot be read: {' '.join(str(error).split())[:200]}",
+            where=str(folder),
+            fix="resume from another checkpoint",
         ) from error
     return state
 

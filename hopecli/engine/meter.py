@@ -7,11 +7,15 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from hopecli.engine.results import StepRecord
+from hopecli.engine.adapt import all_finite
+from hopecli.engine.results import StepRecord, ValidationRecord
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
+
+_CALMER = "lower optimizer.lr or optimizer.grad_clip and start again"
 
 
 @dataclass
@@ -83,5 +87,22 @@ def check_finite(records: list[StepRecord], *, scaled: bool) -> None:
             raise DivergedError(
                 f"{what} is not finite at step {record.step}",
                 value=f"loss {record.loss}, gradient norm {record.grad_norm}, lr {record.lr:g}",
-                fix="lower optimizer.lr or optimizer.grad_clip and start again; the last checkpoint is from before",
+                fix=_CALMER,
             )
+
+
+@torch.no_grad()
+def check_sound(model: nn.Module, validation: ValidationRecord | None, *, step: int, lr: float) -> None:
+    """DivergedError when the weights, or the losses they give on held-out clips, are not finite.
+
+    Losses are from before their step: without this the step that breaks a model would be saved as its last one.
+    """
+    weights = [p for p in model.parameters() if p.numel()]
+    if not all_finite(weights):
+        raise DivergedError(f"the weights are not finite after step {step}", value=f"lr {lr:g}", fix=_CALMER)
+    if validation is not None and not math.isfinite(validation.loss_teacher + validation.loss_rollout):
+        raise DivergedError(
+            f"the validation loss is not finite after step {step}",
+            value=f"teacher {validation.loss_teacher}, rollout {validation.loss_rollout}, lr {lr:g}",
+            fix=_CALMER,
+        )

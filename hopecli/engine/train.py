@@ -2,81 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from hopecli.config.explain import to_tree
-from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
 from hopecli.data.loader import EpochBatches, load_batches, stand_in
-from hopecli.data.split import Split, count_defects
-from hopecli.data.store import ClipStore
-from hopecli.engine.checkpoint import duplicate_checkpoint, load_trainer, remove_old, save_checkpoint
+from hopecli.data.split import count_defects
+from hopecli.engine.checkpoint import duplicate_checkpoint, remove_old, save_checkpoint
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
-from hopecli.engine.meter import Meter, check_finite
+from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.results import DiagnosticsRecord, TrainSummary, ValidationRecord
-from hopecli.engine.runtime import Runtime
 from hopecli.engine.signals import StopRequest, stop_on_signal
-from hopecli.engine.sink import Sink
 from hopecli.engine.skips import Skips
+from hopecli.engine.train_job import TrainJob
 from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
-from hopecli.errors import SettingsError, StoppedError
+from hopecli.errors import StoppedError
 from hopecli.models.build import count_parameters
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
-from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.rollout import normalise
 from hopecli.objectives.schedules import learning_rate, phase_at
-
-
-@dataclass
-class TrainJob:
-    """Everything a run needs, built by the command. `resume_from` is the checkpoint folder to go on from."""
-
-    preset: str
-    settings: Settings
-    runtime: Runtime
-    store: ClipStore
-    split: Split
-    model: PredictorModule
-    run_dir: Path
-    sink: Sink
-    resume_from: Path | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches per epoch; the last incomplete one is dropped."""
-        return steps_per_epoch(self.settings, len(self.split.train), self.runtime.world)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.settings.training.epochs
-
-
-def steps_per_epoch(settings: Settings, clips: int, world: int) -> int:
-    """Global steps per epoch; SettingsError when the batch does not fit the clips or the processes."""
-    batch, parts = settings.data.batch_size, world * settings.training.accumulate
-    if batch % parts:
-        raise SettingsError(
-            f"must be a multiple of {world} processes x training.accumulate {settings.training.accumulate}",
-            where="data.batch_size",
-            value=batch,
-            fix=f"use {max(1, batch // parts) * parts}",
-        )
-    if batch > clips:
-        raise SettingsError(
-            f"is larger than the {clips} training clips",
-            where="data.batch_size",
-            value=batch,
-            fix=f"use at most {clips}",
-        )
-    return clips // batch
 
 
 def train(job: TrainJob) -> TrainSummary:
@@ -88,7 +38,8 @@ def train(job: TrainJob) -> TrainSummary:
     first = run.step if run.trainable else job.total_steps
     job.sink.begin(first_step=first, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
     started = time.perf_counter()
-    validation = None
+    validation = run.validated
+    run.meter.restart_clock()
     with stop_on_signal() as stop:
         for epoch in range(first // job.steps_per_epoch, s.training.epochs):
             phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
@@ -107,18 +58,20 @@ def train(job: TrainJob) -> TrainSummary:
                     run.diagnose(batches[0])
                 if run.step % job.steps_per_epoch and job.runtime.any(bool(stop)):
                     run.log()
-                    run.save(epoch, keep=False)
+                    run.save(epoch, keep=False, validation=None)
                     raise run.stopped(stop)
             run.log()
+            validation = None
             if _due(s.training.evaluate_every, epoch, s.training.epochs):
                 validation = run.validate(epoch)
-            run.save(epoch, keep=s.training.save_every > 0 and _due(s.training.save_every, epoch, s.training.epochs))
+            keep = s.training.save_every > 0 and _due(s.training.save_every, epoch, s.training.epochs)
+            run.save(epoch, keep=keep, validation=validation)
             if run.step < job.total_steps and job.runtime.any(bool(stop)):
                 raise run.stopped(stop)
             run.meter.restart_clock()
     if not run.trainable:
         validation = run.validate(0)
-        run.save(0, keep=False)
+        run.save(0, keep=False, validation=validation)
     return run.summary(time.perf_counter() - started, validation)
 
 
@@ -132,6 +85,7 @@ class _Trainer:
     def __init__(self, job: TrainJob):
         self.job, s = job, job.settings
         self.step = 0
+        self.validated: ValidationRecord | None = None
         accelerator = job.runtime.accelerator
         self.meter = Meter(job.runtime)
         self.skips = Skips(
@@ -160,10 +114,12 @@ class _Trainer:
         self.objective, self.optimizer = accelerator.prepare(
             TrainingObjective(job.model, s.objective), self.raw_optimizer
         )
-        if job.resume_from is not None:
-            state = load_trainer(job.resume_from)
+        if job.resumed is not None:
+            state = job.resumed
             self.raw_optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
+            self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version
+            self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
             if accelerator.scaler is not None and state["scaler"] is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -240,9 +196,11 @@ class _Trainer:
         job.sink.validation(record)
         return record
 
-    def save(self, epoch: int, *, keep: bool) -> None:
-        """Write `last`, and beside it epoch_NNNN when this one is kept."""
+    def save(self, epoch: int, *, keep: bool, validation: ValidationRecord | None) -> None:
+        """Write `last`, and before it epoch_NNNN when this one is kept: a run killed in between makes both again."""
         job = self.job
+        lr = self.raw_optimizer.param_groups[0]["lr"] if self.trainable else 0.0
+        check_sound(job.model, validation, step=self.step, lr=lr)
         if job.runtime.is_main:
             folder = job.run_dir / "checkpoints"
             scaler = job.runtime.accelerator.scaler
@@ -250,16 +208,19 @@ class _Trainer:
                 "step": self.step,
                 "optimizer": self.raw_optimizer.state_dict() if self.trainable else {},
                 "scaler": None if scaler is None else scaler.state_dict(),
+                "loss": self.meter.last_loss,
+                "validation": None if validation is None else asdict(validation),
             }
+            kept = folder / f"epoch_{epoch + 1:04d}"
             save_checkpoint(
-                folder / "last",
+                kept if keep else folder / "last",
                 weights=job.model.state_dict(),
                 settings=to_tree(job.settings),
                 info={"preset": job.preset, "step": self.step, "epoch": epoch, "split": job.split.hash},
                 trainer=trainer,
             )
             if keep:
-                duplicate_checkpoint(folder / "last", folder / f"epoch_{epoch + 1:04d}")
+                duplicate_checkpoint(kept, folder / "last")
                 remove_old(folder, job.settings.training.keep_last)
         job.runtime.barrier()
 
@@ -267,7 +228,8 @@ class _Trainer:
         """What to tell the user after a signal; the checkpoint has been written."""
         what = f"stopped by {stop.signal_name or 'a signal'} after step {self.step} of {self.job.total_steps}"
         return StoppedError(
-            f"{what}; the checkpoint is saved", fix=f"go on with: hope train --resume {self.job.run_dir}"
+            f"{what}; the checkpoint is saved",
+            fix=f"go on with: hope train --resume {shlex.quote(str(self.job.run_dir))}",
         )
 
     def summary(self, seconds: float, validation: ValidationRecord | None) -> TrainSummary:

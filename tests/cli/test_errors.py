@@ -71,6 +71,15 @@ def test_diverged_run_exits_6_and_keeps_its_record(tmp_path: Path) -> None:
     assert (only_run(tmp_path) / "metrics.jsonl").read_text().count("\n") >= 1
 
 
+def test_a_step_that_breaks_the_model_is_never_saved(tmp_path: Path) -> None:
+    """The last step of an epoch: its loss is from before it, so only validation and the weights can tell."""
+    flat = ["schedule.warmup_pct=0.0", "schedule.constant_pct=1.0", "schedule.decay_pct=0.0", "data.batch_size=18"]
+    outcome = hope([*QUICK, *flat, "optimizer.lr=1e30", "--json"], tmp_path)
+    assert outcome.code == 6, outcome.err
+    assert "not finite after step 1" in one_line(outcome)
+    assert not (only_run(tmp_path) / "checkpoints").exists()
+
+
 def test_broken_clip_is_skipped_on_request_and_listed(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
     (tmp_path / "clips/clip_00004/actions_states/actions.npy").unlink()

@@ -142,9 +142,22 @@ def test_per_clip_file_worst_first(run: Path) -> None:
 
 def test_mistakes(run: Path, tmp_path: Path) -> None:
     folder = run.parents[2]
-    outcome = hope(["eval", "--ckpt", str(run), "model.depth=3"], folder)
+    for text in (
+        "model.depth=3",
+        " model.width=32",
+        "model={kind: convlstm}",
+        "data.grid=3",
+        "data.embed_dim=4",
+        "objective.normalize_reps=false",
+        "training.epochs=9",
+    ):
+        outcome = hope(["eval", "--ckpt", str(run), text], folder)
+        assert outcome.code == 2, text
+        assert "belongs to the checkpoint" in outcome.err
+    outcome = hope(["eval", "--ckpt", str(run), "--name", ".."], folder)
     assert outcome.code == 2
-    assert "belongs to the checkpoint" in outcome.err
+    assert "not a folder's name" in outcome.err
+    assert not (run / "results.json").exists()
     make_clips(tmp_path / "wide", clips=2, grid=2, dim=16, domain="base", seed=0)
     outcome = hope(["eval", "--ckpt", str(run), "--data-dir", str(tmp_path / "wide")], folder)
     assert outcome.code == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.runner import ROOT, TINY, environment, hope, hope_on_two, only_run
+from tests.cli.runner import ROOT, TINY, environment, hope, hope_on_two, one_line, only_run
 
 LONG = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=6", "logging.log_every=1"]
 LONG += ["model.drop_path=0.3", "model.depth=2"]  # random numbers in every step
 
 
-def start(arguments: list[str], folder: Path, **extra: str) -> subprocess.Popen[str]:
-    variables = {**environment(folder), "PYTHONPATH": str(ROOT), **extra}
+def start(arguments: list[str], folder: Path, *, start_new_session: bool = False) -> subprocess.Popen[str]:
+    variables = {**environment(folder), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "hopecli.cli.main", *arguments]
     return subprocess.Popen(
         command,
@@ -30,6 +31,7 @@ def start(arguments: list[str], folder: Path, **extra: str) -> subprocess.Popen[
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it for all
     )
 
@@ -79,6 +81,72 @@ def test_sigterm_saves_and_resume_ends_bit_identical(uninterrupted: Path, tmp_pa
     a = torch.load(uninterrupted / "checkpoints/last/trainer.pt", weights_only=True)["optimizer"]["state"]
     b = torch.load(run / "checkpoints/last/trainer.pt", weights_only=True)["optimizer"]["state"]
     assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+
+
+def test_a_signal_to_the_whole_group_saves_too(tmp_path: Path) -> None:
+    """`timeout`, torchrun and schedulers signal every process, the clip readers included."""
+    process = start([*LONG, "data.workers=2", "training.epochs=500"], tmp_path, start_new_session=True)
+    wait_for_steps(tmp_path, 6)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    assert (only_run(tmp_path) / "checkpoints/last/model.safetensors").is_file()
+
+
+def test_a_finished_run_resumed_reports_what_it_came_to(uninterrupted: Path, tmp_path: Path) -> None:
+    outcome = hope(["train", "--resume", str(uninterrupted), "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    summary = json.loads(outcome.out)
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert summary["loss"] == [line for line in lines if line["type"] == "train"][-1]["loss"]
+    validation = [line for line in lines if line["type"] == "validation"][-1]
+    assert summary["validation"]["loss_rollout"] == validation["loss_rollout"]
+
+
+def test_a_damaged_trainer_state_leaves_the_record_alone(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "checkpoints/last")
+    shutil.copytree(min((run / "checkpoints").glob("epoch_*")), run / "checkpoints/last")
+    (run / "checkpoints/last/trainer.pt").write_bytes(b"xx")
+    before = (run / "metrics.jsonl").read_bytes()
+    cache = str(uninterrupted.parents[2] / "cache")
+    outcome = hope(["train", "--resume", str(run)], tmp_path, HOPE_CACHE_DIR=cache)
+    assert outcome.code == 4
+    assert "trainer.pt cannot be read" in one_line(outcome)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_killed_between_the_two_checkpoints_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*LONG, "training.epochs=2"]
+
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hopecli.engine.train.duplicate_checkpoint", killed)
+        assert hope(command, tmp_path).code == 130
+    run = only_run(tmp_path)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["epoch_0001"]
+    assert hope(command, tmp_path).code == 0
+    shutil.rmtree(run)
+    run = only_run(tmp_path)
+    shutil.rmtree(run / "checkpoints/epoch_0002")  # as if killed in the second epoch, with its first saved
+    shutil.rmtree(run / "checkpoints/last")
+    shutil.copytree(run / "checkpoints/epoch_0001", run / "checkpoints/last")
+    assert hope(["train", "--resume", "last"], tmp_path).code == 0
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert names == ["epoch_0001", "epoch_0002", "last"]
+
+
+def test_resume_last_looks_where_runs_are_written(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    assert hope(command, tmp_path).code == 0
+    assert hope([*command, "logging.runs_dir=other"], tmp_path).code == 0
+    outcome = hope(["train", "--resume", "last", "logging.runs_dir=other", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["run_dir"].startswith("other")
 
 
 def test_lines_after_the_last_checkpoint_are_dropped(uninterrupted: Path, tmp_path: Path) -> None:

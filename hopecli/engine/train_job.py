@@ -1,0 +1,62 @@
+"""A training run as data: what the command builds and the loop walks through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hopecli.config.schema import Settings
+from hopecli.data.split import Split
+from hopecli.data.store import ClipStore
+from hopecli.engine.runtime import Runtime
+from hopecli.engine.sink import Sink
+from hopecli.errors import SettingsError
+from hopecli.models.protocol import PredictorModule
+
+
+@dataclass
+class TrainJob:
+    """Everything a run needs, built by the command. `resumed` is the trainer's state to go on from, `skipped` the clips
+    that turned out to be unreadable."""
+
+    preset: str
+    settings: Settings
+    runtime: Runtime
+    store: ClipStore
+    split: Split
+    model: PredictorModule
+    run_dir: Path
+    sink: Sink
+    resumed: dict[str, Any] | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches per epoch; the last incomplete one is dropped."""
+        return steps_per_epoch(self.settings, len(self.split.train), self.runtime.world)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.settings.training.epochs
+
+
+def steps_per_epoch(settings: Settings, clips: int, world: int) -> int:
+    """Global steps per epoch; SettingsError when the batch does not fit the clips or the processes."""
+    batch, parts = settings.data.batch_size, world * settings.training.accumulate
+    if batch % parts:
+        raise SettingsError(
+            f"must be a multiple of {world} processes x training.accumulate {settings.training.accumulate}",
+            where="data.batch_size",
+            value=batch,
+            fix=f"use {max(1, batch // parts) * parts}",
+        )
+    if batch > clips:
+        raise SettingsError(
+            f"is larger than the {clips} training clips",
+            where="data.batch_size",
+            value=batch,
+            fix=f"use at most {clips}",
+        )
+    return clips // batch
