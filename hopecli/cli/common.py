@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopecli.errors import written
+from hopecli.errors import SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -39,11 +39,21 @@ def override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value)}"
 
 
+def expanded(path: str, where: str) -> Path:
+    """A path with its ~ put in full; SettingsError naming `where` it was given when there is none or no such user."""
+    if not path:
+        raise SettingsError("is empty", where=where, value=path, fix="give a folder, or leave it out")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SettingsError("no such home folder", where=where, value=path, fix="write the path in full") from error
+
+
 def data_overrides(data_dir: str | None) -> list[str]:
     """--data-dir also switches the built-in clips off."""
     if data_dir is None:
         return []
-    return [override("data.source", "folder"), override("data.data_dir", str(Path(data_dir).expanduser()))]
+    return [override("data.source", "folder"), override("data.data_dir", str(expanded(data_dir, "--data-dir")))]
 
 
 def gives_clips(overrides: Sequence[str]) -> bool:
@@ -59,17 +69,21 @@ def with_data_folder(settings: Settings, *, recorded: bool = False) -> Settings:
         given = known
     if settings.data.source != "folder" or given is None:
         return settings
-    folder = str(Path(given).expanduser().absolute())
+    folder = str(expanded(given, "HOPE_DATA_DIR" if given == known else "data.data_dir").absolute())
     return settings.model_copy(update={"data": settings.data.model_copy(update={"data_dir": folder})})
 
 
-def runs_folder(settings: Settings) -> Path:
-    """logging.runs_dir, else HOPE_RUNS_DIR, else ./runs."""
-    return Path(settings.logging.runs_dir or os.environ.get("HOPE_RUNS_DIR") or "runs")
+def runs_folder(settings: Settings | None = None) -> Path:
+    """logging.runs_dir (of settings, where there are any), else HOPE_RUNS_DIR, else ./runs; ~ is put in full."""
+    given = settings.logging.runs_dir if settings is not None else None
+    if given:
+        return expanded(given, "logging.runs_dir")
+    return expanded(os.environ.get("HOPE_RUNS_DIR") or "runs", "HOPE_RUNS_DIR")
 
 
 def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtime:
     """Resolve device and precision, show the banner on the main process, start the Accelerator."""
+    _check_launch()
     import torch
 
     from hopecli.engine.runtime import start
@@ -81,6 +95,19 @@ def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtim
     if runtime.is_main and not quiet:
         say(hardware_banner(choice, processes=runtime.world, threads=torch.get_num_threads()))
     return runtime
+
+
+def _check_launch() -> None:
+    """SettingsError when the variables of torchrun are half there: its libraries would fail on them one by one."""
+    variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    fix = "start with torchrun --nproc_per_node N -m hopecli.cli.main ..., or unset WORLD_SIZE, RANK and LOCAL_RANK"
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        value = os.environ.get(name)
+        if value is not None and not value.strip().lstrip("-").isdecimal():
+            raise SettingsError("must be a whole number", where=name, value=value, fix=fix)
+    missing = [name for name in variables if not os.environ.get(name)]
+    if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError(f"is set without {', '.join(missing)}", where="WORLD_SIZE", fix=fix)
 
 
 def environment_facts(runtime: Runtime) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from hopecli.cli.hw_info import hw_info_command
 from hopecli.cli.inspect_data import inspect_data_command
 from hopecli.cli.make_clips import make_clips_command
 from hopecli.cli.presets import presets_command
+from hopecli.cli.system import drop_stdout, explained, prepare_stdout, require_working_directory
 from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
-from hopecli.errors import AbortedError, HopeError, SettingsError, StoppedError
+from hopecli.errors import CHECK_ACCESS, AbortedError, HopeError, SettingsError, StoppedError
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer exports it under no name of its own
 
@@ -49,6 +50,7 @@ def options(
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(SettingsError.exit_code)
+    require_working_directory()
 
 
 app.command("train")(train_command)
@@ -62,11 +64,15 @@ app.command("presets")(presets_command)
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and its exit code, never a traceback."""
+    if sys.stderr is None:  # closed by the caller: a file opened later would take its number and receive our lines
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (lives as long as the process)
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    _load_env()
     try:
+        prepare_stdout()
+        _load_env()
         code = _run()
+        sys.stdout.flush()  # a full disk must be found here, not when the interpreter ends
     except HopeError as error:
         if debug:
             raise
@@ -75,11 +81,14 @@ def main() -> None:
     except KeyboardInterrupt:
         _die("stopped: interrupted before anything was saved", AbortedError.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of stdout has gone
+        drop_stdout()  # its reader has gone
         raise SystemExit(1) from None
     except Exception as error:
+        known = explained(error)
         if debug:
             raise
+        if known is not None:
+            _die(f"error: {known}", known.exit_code)
         text = " ".join(str(error).split())[:500]
         _die(f"unexpected error: {type(error).__name__}: {text}. Run again with --debug for the traceback", 1)
     if code:
@@ -105,7 +114,13 @@ def _load_env() -> None:
     if os.path.isfile(".env"):
         from dotenv import load_dotenv
 
-        load_dotenv(".env", override=False)
+        try:
+            load_dotenv(".env", override=False)
+        except OSError as error:
+            raise SettingsError(f"cannot be read: {error.strerror or error}", where=".env", fix=CHECK_ACCESS) from error
+        except ValueError as error:  # not UTF-8, or a value that the system takes for no variable
+            fix = "write NAME=value lines in UTF-8"
+            raise SettingsError(f"cannot be read: {error}", where=".env", fix=fix) from error
 
 
 def _die(message: str, code: int) -> None:

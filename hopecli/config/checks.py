@@ -5,18 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from hopecli.config.mistakes import Problem
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings, Settings, ViTACSettings
 from hopecli.config.schema.running import ADAPT_GROUPS
-
-
-class Problem(NamedTuple):
-    """One mistake: the dotted key it is reported under, the value found, and what is allowed."""
-
-    key: str
-    value: object
-    message: str
 
 
 def cross_checks(s: Settings) -> Iterator[Problem]:
@@ -30,11 +22,11 @@ def cross_checks(s: Settings) -> Iterator[Problem]:
             "schedule.warmup_pct",
             " + ".join(str(x) for x in shares),
             f"warmup_pct + constant_pct + decay_pct must sum to 1, not {sum(shares):g}",
+            of=("schedule.constant_pct", "schedule.decay_pct"),
         )
     if s.data.batch_size % s.training.accumulate:
-        yield Problem(
-            "training.accumulate", s.training.accumulate, f"must divide data.batch_size = {s.data.batch_size}"
-        )
+        message = f"must divide data.batch_size = {s.data.batch_size}"
+        yield Problem("training.accumulate", s.training.accumulate, message, of=("data.batch_size",))
     yield from _windows(s)
     asked = s.adaptation.adapt.split("+")
     if asked != ["none"] and not set(asked) <= set(ADAPT_GROUPS):
@@ -48,37 +40,48 @@ def cross_checks(s: Settings) -> Iterator[Problem]:
 def _data(s: Settings) -> Iterator[Problem]:
     d = s.data
     if d.clip_start is not None and d.clip_end is not None and d.clip_start >= d.clip_end:
-        yield Problem("data.clip_end", d.clip_end, f"must be above clip_start = {d.clip_start} (it is exclusive)")
+        message = f"must be above clip_start = {d.clip_start} (it is exclusive)"
+        yield Problem("data.clip_end", d.clip_end, message, of=("data.clip_start",))
+    if d.data_dir == "":  # no min_length: with one, pydantic takes no path that is not UTF-8
+        yield Problem("data.data_dir", "", "is empty; null = none")
+    elif d.data_dir is not None and d.source == "physics":
+        message = "source: physics makes its own clips; use source: folder"
+        yield Problem("data.data_dir", d.data_dir, message, of=("data.source",))
     if d.source == "physics":
+        of = ("data.source",)
         if d.action_dim != 2:
-            yield Problem("data.action_dim", d.action_dim, "must be 2 for source: physics (a 2D push)")
+            yield Problem("data.action_dim", d.action_dim, "must be 2 for source: physics (a 2D push)", of)
         if d.action_alignment != "impulse":
-            yield Problem("data.action_alignment", d.action_alignment, "must be impulse for source: physics")
+            yield Problem("data.action_alignment", d.action_alignment, "must be impulse for source: physics", of)
         if d.num_timesteps > 8:
-            yield Problem("data.num_timesteps", d.num_timesteps, "must be at most 8 for source: physics (16 frames)")
+            message = "must be at most 8 for source: physics (16 frames)"
+            yield Problem("data.num_timesteps", d.num_timesteps, message, of)
         if d.grid < 2 or d.embed_dim < 4:
-            yield Problem("data.grid", d.grid, "source: physics needs grid >= 2 and embed_dim >= 4")
+            message = "source: physics needs grid >= 2 and embed_dim >= 4"
+            yield Problem("data.grid", d.grid, message, (*of, "data.embed_dim"))
         if d.feature_map != "vjepa2_vitl16":
-            yield Problem("data.feature_map", d.feature_map, "must be vjepa2_vitl16 for source: physics")
-        if d.data_dir is not None:
-            yield Problem("data.data_dir", d.data_dir, "source: physics makes its own clips; use source: folder")
+            yield Problem("data.feature_map", d.feature_map, "must be vjepa2_vitl16 for source: physics", of)
 
 
 def _model(s: Settings) -> Iterator[Problem]:
     m = s.model
     if isinstance(m, ViTACSettings | HopeSettings):
         if m.width % m.num_heads:
-            yield Problem("model.width", m.width, f"must be a multiple of num_heads = {m.num_heads}")
+            message = f"must be a multiple of num_heads = {m.num_heads}"
+            yield Problem("model.width", m.width, message, of=("model.num_heads",))
         if m.use_extrinsics and s.data.action_dim < 2:
-            yield Problem("model.use_extrinsics", True, "extrinsics have action_dim - 1 values, so action_dim >= 2")
+            message = "extrinsics have action_dim - 1 values, so action_dim >= 2"
+            yield Problem("model.use_extrinsics", True, message, of=("data.action_dim",))
     if isinstance(m, HopeSettings) and len(m.cms_multipliers) != len(m.cms_update_periods):
         yield Problem(
             "model.cms_update_periods",
             list(m.cms_update_periods),
             f"needs one period per CMS level: {len(m.cms_multipliers)} as in cms_multipliers",
+            of=("model.cms_multipliers",),
         )
     if s.logging.diagnostics_every and not isinstance(m, HopeSettings):
-        yield Problem("logging.diagnostics_every", s.logging.diagnostics_every, "only model.kind hope has diagnostics")
+        message = "only model.kind hope has diagnostics"
+        yield Problem("logging.diagnostics_every", s.logging.diagnostics_every, message, of=("model.kind",))
     if isinstance(m, ConvLSTMSettings) and m.kernel_size % 2 == 0:
         yield Problem("model.kernel_size", m.kernel_size, "must be odd, so that the grid keeps its size")
 
@@ -86,16 +89,20 @@ def _model(s: Settings) -> Iterator[Problem]:
 def _objective(s: Settings) -> Iterator[Problem]:
     o, frames = s.objective, s.data.num_timesteps
     if o.T_teacher > frames - 1:
-        yield Problem("objective.T_teacher", o.T_teacher, f"must be at most data.num_timesteps - 1 = {frames - 1}")
+        message = f"must be at most data.num_timesteps - 1 = {frames - 1}"
+        yield Problem("objective.T_teacher", o.T_teacher, message, of=("data.num_timesteps",))
     epochs = [phase.epoch for phase in o.curriculum]
     if any(a >= b for a, b in itertools.pairwise(epochs)):
         yield Problem("objective.curriculum", epochs, "epochs must ascend")
     horizon, context = o.T_rollout, o.context_frames
+    lengths = ("objective.T_rollout", "objective.context_frames")
+    weights = ("objective.loss_weight_teacher", "objective.loss_weight_rollout")
+    idle = "both loss weights are 0: nothing would be learned"
     teacher, rollout = o.loss_weight_teacher, o.loss_weight_rollout
     if horizon + context > frames:
-        yield _window("objective.T_rollout", horizon, context, frames)
+        yield _window("objective.T_rollout", horizon, context, frames, of=lengths)
     if teacher + rollout == 0.0:
-        yield Problem("objective.loss_weight_rollout", 0.0, "both loss weights are 0: nothing would be learned")
+        yield Problem("objective.loss_weight_rollout", 0.0, idle, of=weights)
     for i, phase in enumerate(o.curriculum):
         before = horizon + context
         horizon = phase.T_rollout if phase.T_rollout is not None else horizon
@@ -103,10 +110,9 @@ def _objective(s: Settings) -> Iterator[Problem]:
         teacher = phase.loss_weight_teacher if phase.loss_weight_teacher is not None else teacher
         rollout = phase.loss_weight_rollout if phase.loss_weight_rollout is not None else rollout
         if horizon + context > frames and horizon + context != before:
-            yield _window(f"objective.curriculum[{i}].T_rollout", horizon, context, frames)
+            yield _window(f"objective.curriculum[{i}].T_rollout", horizon, context, frames, of=lengths)
         if teacher + rollout == 0.0:
-            key = f"objective.curriculum[{i}].loss_weight_rollout"
-            yield Problem(key, 0.0, "both loss weights are 0: nothing would be learned")
+            yield Problem(f"objective.curriculum[{i}].loss_weight_rollout", 0.0, idle, of=weights)
 
 
 def _windows(s: Settings) -> Iterator[Problem]:
@@ -114,10 +120,13 @@ def _windows(s: Settings) -> Iterator[Problem]:
     e, a = s.evaluation, s.adaptation
     context = e.context_frames if e.context_frames is not None else s.objective.context_frames
     if (e.context_frames is not None or e.T_rollout is not None) and (e.T_rollout or 1) + context > frames:
-        yield _window("evaluation.T_rollout", e.T_rollout or 1, context, frames)
+        contexts = ("evaluation.context_frames", "objective.context_frames")
+        yield _window("evaluation.T_rollout", e.T_rollout or 1, context, frames, of=contexts)
     if (a.T_rollout or 1) + a.context_frames > frames:
-        yield _window("adaptation.T_rollout", a.T_rollout or 1, a.context_frames, frames)
+        key = "adaptation.T_rollout"
+        yield _window(key, a.T_rollout or 1, a.context_frames, frames, of=("adaptation.context_frames",))
 
 
-def _window(key: str, horizon: int, context: int, frames: int) -> Problem:
-    return Problem(key, horizon, f"T_rollout + context_frames = {horizon + context} exceeds num_timesteps = {frames}")
+def _window(key: str, horizon: int, context: int, frames: int, *, of: tuple[str, ...]) -> Problem:
+    message = f"T_rollout + context_frames = {horizon + context} exceeds num_timesteps = {frames}"
+    return Problem(key, horizon, message, (*of, "data.num_timesteps"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import yaml
-
-from hopecli.config.keys import valid_keys
-from hopecli.config.load import Resolved, flat
+from hopecli.config.keys import meanings
+from hopecli.config.load import Resolved
+from hopecli.config.mistakes import flat
 from hopecli.config.schema import Settings
+from hopecli.config.yaml_text import dump_yaml
 
 
 class ValueRow(NamedTuple):
@@ -27,13 +27,14 @@ def to_tree(settings: Settings) -> dict[str, Any]:
 
 def to_yaml(settings: Settings) -> str:
     """Resolved YAML; reading it back gives the same settings."""
-    return yaml.safe_dump(to_tree(settings), sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(to_tree(settings))
 
 
 def value_rows(resolved: Resolved) -> list[ValueRow]:
     """Every value with its origin, in schema order."""
+    meaning_of = meanings(resolved.settings.model.kind)
     return [
-        ValueRow(key, value, resolved.origins.get(key, "default"), valid_keys().get(key, ""))
+        ValueRow(key, value, resolved.origins.get(key, "default"), meaning_of.get(key, ""))
         for key, value in _texts(to_tree(resolved.settings)).items()
     ]
 
@@ -47,10 +48,7 @@ def differences(a: Settings, b: Settings) -> dict[str, tuple[str | None, str | N
 
 def _texts(tree: dict[str, Any]) -> dict[str, str]:
     """Dotted keys with their values as one line of YAML."""
-    return {
-        key: yaml.safe_dump(_brief(value), default_flow_style=True, width=10_000).split("\n")[0]
-        for key, value in flat(tree).items()
-    }
+    return {key: dump_yaml(_brief(value), flow=True).split("\n")[0] for key, value in flat(tree).items()}
 
 
 def _brief(value: Any) -> Any:

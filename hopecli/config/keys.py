@@ -16,7 +16,22 @@ from hopecli.config.schema import Settings
 @functools.cache
 def valid_keys() -> dict[str, str]:
     """Every dotted key of a leaf with its description, in schema order (all model kinds together)."""
-    return dict(_walk(Settings, ""))
+    return dict(_walk(Settings, "", None))
+
+
+@functools.cache
+def meanings(kind: str) -> dict[str, str]:
+    """The keys of settings whose model is of this kind, with their descriptions; none of the model when it is unknown.
+
+    Kinds share names: `model.num_heads` of one does not mean what it does for another.
+    """
+    return dict(_walk(Settings, "", kind))
+
+
+@functools.cache
+def model_kinds() -> list[str]:
+    """The kinds of model there are."""
+    return [part.model_fields["kind"].default for part in _models(Settings.model_fields["model"].annotation)]
 
 
 @functools.cache
@@ -43,16 +58,23 @@ def nearest_key(key: str) -> str | None:
     """The valid key closest to `key`: in its section, itself perhaps misspelled, then by its name in any other; None
     when nothing is near."""
     section, leaf = _section(key), key.rpartition(".")[2]
-    meant = _closest(section, sections(), 0.7) if section else ""
+    meant = closest(section, sections(), 0.7) if section else ""
     if meant is not None:
-        near = _closest(leaf, sections()[meant], 0.7)
+        near = closest(leaf, sections()[meant], 0.7)
         if near is not None:
             return f"{key.rpartition('.')[0] if meant == section else meant}.{near}".lstrip(".")
     leaves: dict[str, str] = {}
     for k in sorted(valid_keys(), key=lambda k: k.count(".")):  # of equal names the least nested is the likeliest
         leaves.setdefault(k.rpartition(".")[2], k)
-    close = _closest(leaf, leaves, 0.75)
+    close = closest(leaf, leaves, 0.75)
     return None if close is None else leaves[close]
+
+
+def closest(word: str, known: Iterable[str], cutoff: float) -> str | None:
+    """The known word most like `word`, upper and lower case being alike; None when none is as like as `cutoff`."""
+    spelled = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(spelled), n=1, cutoff=cutoff)
+    return spelled[near[0]] if near else None
 
 
 def _section(key: str) -> str:
@@ -60,17 +82,15 @@ def _section(key: str) -> str:
     return re.sub(r"\[\d+\]", "", key.rpartition(".")[0])
 
 
-def _closest(word: str, known: Iterable[str], cutoff: float) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
-
-
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+def _walk(model: type[BaseModel], prefix: str, kind: str | None) -> Iterator[tuple[str, str]]:
+    """Keys and descriptions below `prefix`; of a union the part of this kind only, or all parts for None."""
     for name, field in model.model_fields.items():
         parts = list(_models(field.annotation))
         if not parts:
             yield f"{prefix}{name}", field.description or ""
         for part in parts:
-            yield from _walk(part, f"{prefix}{name}.")
+            if kind is None or len(parts) == 1 or part.model_fields["kind"].default == kind:
+                yield from _walk(part, f"{prefix}{name}.", kind)
 
 
 def _lists(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:

@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hopecli.config.checks import Problem, cross_checks
-from hopecli.config.files import find_preset, parse_yaml
-from hopecli.config.keys import names_beside, nearest_key, valid_keys
+from hopecli.config.checks import cross_checks
+from hopecli.config.files import find_preset, read_preset
+from hopecli.config.keys import model_kinds
+from hopecli.config.mistakes import ABSENT, Problem, field_problems, flat, mistakes_error, stands
 from hopecli.config.schema import Settings
+from hopecli.config.yaml_text import parse_yaml
 from hopecli.errors import SettingsError
 
 Tree = dict[str, Any]
@@ -33,9 +35,9 @@ class Resolved:
     origins: Origins = field(default_factory=dict)
 
 
-def load_preset(preset: str, overrides: Sequence[str] = ()) -> Resolved:
-    """Read a preset (name or path) with everything it extends, apply overrides, validate."""
-    tree, origins = _read_chain(find_preset(preset), ())
+def load_preset(preset: str, overrides: Sequence[str] = (), *, where: str = "--preset") -> Resolved:
+    """Read a preset (name or path, given by `where`) with everything it extends, apply overrides, validate."""
+    tree, origins = _read_chain(find_preset(preset, where=where), ())
     return resolve(tree, overrides, name=Path(preset).stem, origins=origins)
 
 
@@ -49,8 +51,11 @@ def resolve(tree: Tree, overrides: Sequence[str], *, name: str, origins: Origins
     problems = _apply_overrides(tree, overrides, origins)
     settings, more = _validate(tree)
     problems += more
+    if settings is not None:
+        wrong = [p.key for p in problems]
+        problems += [p for p in cross_checks(settings) if stands(p, wrong)]
     if problems or settings is None:
-        raise _report(problems, name)
+        raise mistakes_error(problems, name, _kind(tree), origins)
     known = {key: origins.get(key, DEFAULT) for key in _leaves(settings.model_dump())}
     return Resolved(settings, name, known)
 
@@ -78,20 +83,14 @@ def _read_chain(path: Path, children: tuple[Path, ...]) -> tuple[Tree, Origins]:
     if path.resolve() in children:
         chain = " -> ".join(p.stem for p in (*children, path))
         raise SettingsError("presets extend each other in a circle", where=str(path), value=chain, fix="cut one link")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot be read: {error}", where=str(path), fix="check the file") from error
-    own = parse_yaml(text, str(path))
-    own = {} if own is None else own
-    if not isinstance(own, dict):
-        raise SettingsError("must be a mapping of sections", where=str(path), value=type(own).__name__)
+    own = read_preset(path)
     parent = own.pop("extends", None)
     if parent is None:
         base: Tree = {}
         origins: Origins = {}
     elif isinstance(parent, str):
-        base, origins = _read_chain(find_preset(parent, beside=path.parent), (*children, path.resolve()))
+        parent_path = find_preset(parent, beside=path.parent, where=f"{path}: extends")
+        base, origins = _read_chain(parent_path, (*children, path.resolve()))
         base.pop("description", None)
     else:
         raise SettingsError("extends takes one preset name", where=str(path), value=parent)
@@ -107,7 +106,7 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], origins: Origins) -> 
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
-            problems.append(Problem(text, None, "overrides are KEY=VALUE, for instance data.batch_size=16"))
+            problems.append(Problem(text, ABSENT, "overrides are KEY=VALUE, for instance data.batch_size=16"))
             continue
         try:
             pairs.append((key.strip(), parse_yaml(raw, key)))
@@ -115,7 +114,10 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], origins: Origins) -> 
             problems.append(Problem(key, raw, error.what))
     # A change of kind replaces the section, so it goes first whatever its place on the command line.
     for key, value in sorted(pairs, key=lambda pair: not _sets_kind(*pair)):
-        *parents, leaf = key.split(".")
+        *parents, leaf = parts = key.split(".")
+        if "" in parts or "[" in key:
+            problems.append(Problem(key, value, _malformed(key)))
+            continue
         node: Any = tree
         for part in parents:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
@@ -135,6 +137,14 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], origins: Origins) -> 
     return problems
 
 
+def _malformed(key: str) -> str:
+    whole = key.partition("[")[0]
+    if whole != key:
+        return f"the items of a list are not set one by one; write {whole}=[...] with all of them"
+    meant = ".".join(part for part in key.split(".") if part)
+    return f"has an empty part; {f'did you mean {meant}?' if meant else 'keys are SECTION.NAME'}"
+
+
 def _sets_kind(key: str, value: Any) -> bool:
     return key.endswith(".kind") or (isinstance(value, dict) and "kind" in value)
 
@@ -146,65 +156,25 @@ def _forget(origins: Origins, section: str) -> None:
 
 
 def _validate(tree: Tree) -> tuple[Settings | None, list[Problem]]:
-    """Field errors, then cross-field rules on what remains when the wrong values fall back to their defaults."""
+    """Settings in which wrong values fell back to their defaults, and the mistakes in those."""
     problems: list[Problem] = []
-    for _ in range(10):
+    while True:
         try:
-            settings = Settings.model_validate(tree)
+            return Settings.model_validate(tree), problems
         except ValidationError as error:
+            before = tree
             for item in error.errors(include_url=False):
-                path = _path(item["loc"], tree)
-                problems += _problems(item, path)
+                path = _path(item["loc"])
+                problems += field_problems(item, path)
                 tree = _without(tree, path)
-            continue
-        wrong = {p.key for p in problems}
-        problems += [p for p in cross_checks(settings) if p.key not in wrong]
-        return settings, problems
-    return None, problems
+            if tree == before:  # nothing left to take out: another round would find the same mistakes
+                return None, problems
 
 
-def _path(loc: tuple[int | str, ...], tree: Tree) -> list[int | str]:
+def _path(loc: tuple[int | str, ...]) -> list[int | str]:
     """pydantic's location without union tags."""
-    path: list[int | str] = []
-    for i, part in enumerate(loc):
-        if i == 1 and loc[0] == "model" and part in ("vit_ac", "convlstm", "copy_last", "hope") and len(loc) > 2:
-            continue
-        path.append(part)
-    return path
-
-
-def _problems(item: Any, path: list[int | str]) -> list[Problem]:
-    """A pydantic error in our words; an unknown section gives one for each of its keys."""
-    key = _dotted(path)
-    kind, message, value = item["type"], item["msg"], item.get("input")
-    if kind == "extra_forbidden":
-        unknown = flat(value, key) if isinstance(value, dict) and value else {key: value}
-        return [Problem(k, v, _unknown(k)) for k, v in unknown.items()]
-    if kind == "missing":
-        message, value = "is missing", None
-    elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        key = f"{key}.kind"
-        value = value.get("kind") if isinstance(value, dict) else value
-        message = "must be one of vit_ac, convlstm, copy_last, hope"
-    elif kind == "model_type":
-        message = "must be a section of keys"
-    else:
-        message = message.replace("Input should", "should")
-    return [Problem(key, value, message)]
-
-
-def _unknown(key: str) -> str:
-    if key in valid_keys():
-        return "is a key of another kind of model"
-    near = nearest_key(key)
-    return f"unknown key; nearest: {near}" if near else f"unknown key; there are {', '.join(names_beside(key))}"
-
-
-def _dotted(path: list[int | str]) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+    tagged = len(loc) > 2 and loc[0] == "model" and loc[1] in model_kinds()
+    return [*loc[:1], *loc[2:]] if tagged else list(loc)
 
 
 def _without(tree: Tree, path: list[int | str]) -> Tree:
@@ -227,21 +197,7 @@ def _leaves(tree: Tree, prefix: str = "") -> list[str]:
     return list(flat(tree, prefix))
 
 
-def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of all values that are not mappings."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        dotted = f"{prefix}.{key}" if prefix else str(key)
-        found.update(flat(value, dotted) if isinstance(value, dict) else {dotted: value})
-    return found
-
-
-def _report(problems: list[Problem], name: str) -> SettingsError:
-    lines = []
-    for problem in problems:
-        value = "" if problem.value is None else f" = {problem.value!r}"
-        meaning = valid_keys().get(problem.key)
-        lines.append(f"{problem.key}{value}: {problem.message}" + (f" ({meaning})" if meaning else ""))
-    if len(lines) == 1:
-        return SettingsError(lines[0], where=f"preset {name}")
-    return SettingsError(f"{len(lines)} mistakes\n  " + "\n  ".join(lines), where=f"preset {name}")
+def _kind(tree: Tree) -> object:
+    """The kind of model a settings tree asks for, valid or not."""
+    model = tree.get("model", {"kind": Settings().model.kind})
+    return model.get("kind") if isinstance(model, dict) else None

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
 from hopecli.errors import THEN_RESUME, written
 from hopecli.hardware import DeviceChoice
-from hopecli.report.files import as_json
+from hopecli.report.files import ESCAPED, as_json
 
 PLAIN_WIDTH = 160
 
@@ -59,7 +59,7 @@ class ConsoleSink:
         self.console = make_console(stderr=True)
         self.log: TextIO | None = None
         if log_file is not None:
-            self.log = open(log_file, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
+            self.log = open(log_file, "a", encoding="utf-8", errors=ESCAPED)  # noqa: SIM115 (closed in close())
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.total_steps = 0

@@ -16,6 +16,8 @@ from typing import Any
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
 from hopecli.errors import THEN_RESUME, written
 
+# A path may hold bytes that are not UTF-8; our files are UTF-8 whatever is named in them.
+ESCAPED = "backslashreplace"
 ELSEWHERE = "make it writable, or copy the checkpoint's model.safetensors elsewhere and give that file"
 
 
@@ -42,7 +44,7 @@ def require_writable(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, making its folder."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:

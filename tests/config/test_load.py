@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hopecli.config.files import find_preset, list_presets, parse_yaml
+from hopecli.config.files import find_preset, list_presets
 from hopecli.config.load import load_preset, load_tree, section_tree
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings
 from hopecli.errors import SettingsError
@@ -63,6 +63,17 @@ def preset_file(folder: Path, name: str, text: str) -> str:
         ("data=3", ("data = 3", "section")),
         ("data.batch_size.x=3", ("data.batch_size.x = 3", "not a section")),
         ("data.batch_size", ("data.batch_size", "KEY=VALUE")),
+        ("optimizer.lr=", ("optimizer.lr = null: ", "number")),
+        ("model=null", ("model = null: must be a section of keys with a kind: vit_ac, convlstm, copy_last, hope",)),
+        ("model=[]", ("model = []: must be a section of keys with a kind: vit_ac,",)),
+        ("data.data_dir=''", ("data.data_dir = '': is empty",)),
+        ("TRAINING.EPOCHS=3", ("TRAINING.EPOCHS = 3", "nearest: training.epochs")),
+        ("objective.t_rollout=3", ("nearest: objective.T_rollout",)),
+        ("objective.curriculum[0].epoch=3", ("not set one by one; write objective.curriculum=[...]",)),
+        (".data=3", (".data = 3: has an empty part; did you mean data?",)),
+        ("data..grid=3", ("has an empty part; did you mean data.grid?",)),
+        ("data={~: 1}", ("data.~ = 1: unknown key",)),
+        ("{true: 1}=1", ("{true: 1} = 1: unknown key",)),
         ("data.batch_size=[1", ("data.batch_size = '[1'", "not valid YAML")),
     ],
 )
@@ -152,16 +163,6 @@ def test_kind_override_leaves_no_stale_origins() -> None:
 def test_section_override_merges() -> None:
     data = load_preset("vjepa2_ac", ["data={batch_size: 2, workers: 0}"]).settings.data
     assert (data.batch_size, data.workers, data.action_dim) == (2, 0, 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("1e-4", 1e-4), ("1E5", 1e5), ("-2.5e+3", -2500.0), ("16", 16), ("1.5", 1.5), ("null", None), ("off1", "off1")],
-)
-def test_yaml_numbers(text: str, value: object) -> None:
-    found = parse_yaml(text, "here")
-    assert found == value
-    assert type(found) is type(value)
 
 
 def test_duplicate_key_is_an_error_with_its_line(tmp_path: Path) -> None:

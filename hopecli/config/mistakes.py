@@ -1,0 +1,119 @@
+"""Mistakes in settings, in words: the key, its value and where it was set, what is allowed, the nearest name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hopecli.config.keys import meanings, model_kinds, names_beside, nearest_key, valid_keys
+from hopecli.errors import SettingsError
+
+Path = Sequence[int | str]
+ABSENT: Any = object()  # a mistake that has no value; None is one, which YAML writes as null
+_LONGEST = 200
+
+
+class Problem(NamedTuple):
+    """One mistake: the dotted key it is reported under, the value found, and what is allowed.
+
+    of: the other keys that a rule between settings reads.
+    """
+
+    key: str
+    value: Any
+    message: str
+    of: tuple[str, ...] = ()
+
+
+def field_problems(item: Any, path: Path) -> list[Problem]:
+    """A pydantic error in our words; an unknown section gives one for each of its keys."""
+    key = dotted(path)
+    kind, message, value = item["type"], item["msg"], item.get("input")
+    if kind == "extra_forbidden":
+        if path[-1] in valid_keys():
+            return [Problem(key, value, "dotted keys are for the command line; in a file write sections")]
+        unknown = flat(value, key) if isinstance(value, dict) and value else {key: value}
+        return [Problem(k, v, _unknown(k)) for k, v in unknown.items()]
+    if kind == "missing":
+        message, value = "is missing", ABSENT
+    elif kind in ("union_tag_not_found", "union_tag_invalid"):
+        key = f"{key}.kind"
+        value = value.get("kind", ABSENT) if isinstance(value, dict) else value
+        message = f"must be one of {', '.join(model_kinds())}"
+    elif kind == "model_attributes_type":
+        message = f"must be a section of keys with a kind: {', '.join(model_kinds())}"
+    elif kind == "model_type":
+        message = "must be a section of keys"
+    else:
+        message = message.replace("Input should", "should")
+    return [Problem(key, value, message)]
+
+
+def stands(rule: Problem, wrong: Iterable[str]) -> bool:
+    """Whether a broken rule is the user's mistake: none of its keys fell back to a default for being `wrong`."""
+    keys = [_whole(key) for key in (rule.key, *rule.of)]
+    for bad in map(_whole, wrong):
+        section = "model" if bad == "model.kind" else bad  # a wrong kind takes its whole section along
+        if any(key == bad or key.startswith(f"{section}.") or bad.startswith(f"{key}.") for key in keys):
+            return False
+    return True
+
+
+def mistakes_error(problems: Sequence[Problem], name: str, kind: object, origins: Mapping[str, str]) -> SettingsError:
+    """All mistakes in the settings of preset `name`, whose model is of `kind`, in one error."""
+    meaning_of = meanings(kind if isinstance(kind, str) else "")
+    lines = []
+    for problem in problems:
+        source = _source(problem.key, origins)
+        origin = f" (from {source})" if source not in (None, name, "command line") else ""
+        meaning = meaning_of.get(problem.key)
+        tail = f" ({meaning})" if meaning else ""
+        lines.append(f"{problem.key}{_shown(problem.value)}{origin}: {problem.message}{tail}")
+    if len(lines) == 1:
+        return SettingsError(lines[0], where=f"preset {name}")
+    return SettingsError(f"{len(lines)} mistakes\n  " + "\n  ".join(lines), where=f"preset {name}")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of all values that are not mappings."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        found.update(flat(value, name) if isinstance(value, dict) else {name: value})
+    return found
+
+
+def dotted(path: Path) -> str:
+    """A path as text: section.name, list[0].name."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _unknown(key: str) -> str:
+    if key in valid_keys():
+        return "is a key of another kind of model"
+    near = nearest_key(key)
+    if near is None or near == key:
+        return f"unknown key; there are {', '.join(names_beside(key))}"
+    return f"unknown key; nearest: {near}"
+
+
+def _whole(key: str) -> str:
+    """The key of the list that an item is in; other keys as they are."""
+    return key.partition("[")[0]
+
+
+def _source(key: str, origins: Mapping[str, str]) -> str | None:
+    """Where the value of a key, or the first value below it, was set."""
+    key = _whole(key)
+    found = [origin for known, origin in origins.items() if known == key or known.startswith(f"{key}.")]
+    return found[0] if found else None
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return ""
+    text = "null" if value is None else repr(value)
+    return f" = {text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'}"

@@ -1,0 +1,111 @@
+"""What the machine refuses (a readable .env, room on stdout, memory, a folder) is one line with a documented code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import ROOT, TINY, Outcome, environment, hope, one_line
+
+HOPE = [sys.executable, "-m", "hopecli.cli.main"]
+
+
+def in_shell(script: str, folder: Path, *arguments: str, **extra: str) -> Outcome:
+    """`script` of sh, whose "$@" is `hope ARGUMENTS` in a process of its own."""
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *HOPE, *arguments],
+        cwd=folder,
+        env={**environment(folder), "PYTHONPATH": str(ROOT), **extra},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("content", [b"\xff=1\n", b"HOPE_RUNS_DIR=\xff\n", b"HOPE_RUNS_DIR=a\0b\n"])
+@pytest.mark.parametrize("command", [["--help"], ["presets"]])
+def test_a_bad_env_file(command: list[str], content: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 2
+    assert ".env: cannot be read" in one_line(outcome)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("buffer", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", ["presets", "--help", "train -p quickstart --print-config"])
+def test_a_full_stdout(command: str, buffer: dict[str, str], tmp_path: Path) -> None:
+    outcome = in_shell('exec "$@" >/dev/full', tmp_path, *command.split(), **buffer)
+    assert outcome.code == 1
+    assert one_line(outcome).startswith("error: stdout: cannot be written: No space left on device")
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_a_closed_stdout(tmp_path: Path) -> None:
+    outcome = in_shell('exec "$@" >&-', tmp_path, "presets")
+    assert outcome.code == 2
+    assert "stdout: is closed" in one_line(outcome)
+
+
+def test_a_closed_stderr_hides_messages_only(tmp_path: Path) -> None:
+    outcome = in_shell('exec "$@" 2>&-', tmp_path, "presets", "absent")
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", "")
+    assert "vjepa2_ac" in in_shell('exec "$@" 2>&-', tmp_path, "presets").out
+
+
+def test_a_deleted_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    outcome = in_shell('cd gone && rmdir ../gone && exec "$@"', tmp_path, "train", "-p", "quickstart", "--dry-run")
+    assert outcome.code == 2
+    assert "working directory: cannot be used" in one_line(outcome)
+
+
+def test_too_little_memory_for_the_model(tmp_path: Path) -> None:
+    command = ["train", "-p", "quickstart", "--device", "cpu", *TINY]
+    outcome = hope([*command, "model.width=100000000000"], tmp_path)
+    assert outcome.code == 5
+    for words in ("not enough memory", "tried to allocate", "activation_checkpointing"):
+        assert words in one_line(outcome)
+
+
+def test_too_little_memory_for_clips(tmp_path: Path) -> None:
+    outcome = hope(["make-clips", "X", "--clips", "2", "--grid", "1000000", "--dim", "4"], tmp_path)
+    assert outcome.code == 5
+    assert "not enough memory (got 'Unable to allocate" in one_line(outcome)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: must be a whole number (got 'abc')"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE: is set without MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_half_a_launch(extra: dict[str, str], words: str, tmp_path: Path) -> None:
+    outcome = hope(["train", "-p", "quickstart", "--dry-run", *TINY], tmp_path, **extra)
+    assert outcome.code == 2
+    assert words in one_line(outcome)
+
+
+@pytest.mark.parametrize(("given", "words"), [("", "is empty"), ("~nobody-here/x", "no such home folder")])
+def test_a_data_folder_that_is_none(given: str, words: str, tmp_path: Path) -> None:
+    outcome = hope(["train", "-p", "quickstart", "--data-dir", given], tmp_path)
+    assert outcome.code == 2
+    assert f"--data-dir: {words} (got '{given}')" in one_line(outcome)
+
+
+def test_runs_folder_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hopecli.cli.common import runs_folder
+    from hopecli.config.schema import LoggingSettings, Settings
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOPE_RUNS_DIR", "~/mine")
+    assert runs_folder() == runs_folder(Settings()) == tmp_path / "mine"
+    assert runs_folder(Settings(logging=LoggingSettings(runs_dir="~/other"))) == tmp_path / "other"
+    monkeypatch.setenv("HOPE_RUNS_DIR", "")
+    assert runs_folder() == Path("runs")
