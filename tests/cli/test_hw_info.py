@@ -50,5 +50,7 @@ def test_bench_of_a_tiny_model_with_clips(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     assert hope(["hw-info", "--preset", "quickstart"], tmp_path).code == 2
     assert hope(["hw-info", "--device", "cpu", "--precision", "fp16"], tmp_path).code == 5
+    assert hope(["hw-info", "--device", "foo"], tmp_path).code == 2
+    assert hope(["hw-info", "--precision", "foo"], tmp_path).code == 2
     assert hope(["hw-info", "--bench", "--device", "cpu", "--preset", "nope"], tmp_path).code == 2
     assert hope(["hw-info", "--bench", "--device", "cpu", "--data-dir", "nowhere"], tmp_path).code == 3
