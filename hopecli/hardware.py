@@ -145,7 +145,7 @@ def probe() -> HardwareReport:
 
 
 def resolve(device: str, precision: str, report: HardwareReport) -> DeviceChoice:
-    """Choose device and precision; SettingsError for an unknown name, DeviceError for a pair this machine cannot run."""
+    """Choose device and precision; SettingsError for an unknown name, DeviceError for what this machine cannot run."""
     _check_name("--device", device, DEVICES)
     _check_name("--precision", precision, PRECISIONS)
     name, device_reason = _resolve_device(device, report)
