@@ -118,6 +118,7 @@ class FeatureTally:
 def pca_images(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """First three principal components of one clip's tokens [T, N, D] as images [T, gh, gw, 3] in 0..1."""
     tokens = features.reshape(-1, features.shape[-1]).astype(np.float32)
+    tokens = tokens / max(np.abs(tokens).max(), 1e-12)  # products of large features would overflow
     tokens = tokens - tokens.mean(axis=0)
     _, axes = np.linalg.eigh(tokens.T @ tokens)  # ascending
     projected = tokens @ axes[:, ::-1][:, :3]
