@@ -81,7 +81,7 @@ class FeatureTally:
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
         step = max(1, len(tokens) // max(1, points))
-        self.norms.append(torch.linalg.vector_norm(tokens[::step], dim=-1).numpy())
+        self.norms.append(torch.linalg.vector_norm(tokens[::step], dim=-1, dtype=torch.float64).numpy())
         return "no_motion" if bool((values[1:] == values[:1]).all()) else None
 
     def facts(self) -> FeatureFacts | None:

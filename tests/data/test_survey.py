@@ -366,3 +366,4 @@ def test_enormous_values_cause_no_warnings(tmp_path: Path) -> None:
     assert found.pictures is not None
     assert found.pictures.pca is not None
     assert np.isfinite(found.pictures.pca).all()
+    assert np.isfinite(found.pictures.norms).all()
