@@ -75,8 +75,11 @@ def _complete(folder: Path, clips: int) -> bool:
     """Whether the cached folder still holds all that was made: someone may have removed a part of it by hand."""
     if not (folder / "clips.json").is_file():
         return False
-    with os.scandir(folder) as entries:
-        return sum(CLIP_NAME.match(entry.name) is not None for entry in entries) == clips
+    try:
+        with os.scandir(folder) as entries:
+            return sum(CLIP_NAME.match(entry.name) is not None for entry in entries) == clips
+    except FileNotFoundError:  # another process has just put it aside
+        return False
 
 
 def _discard(folder: Path, clips: int) -> None:

@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
+from hopecli.report.console import ConsoleSink, make_console
 from hopecli.report.tables import pairs_table, plain_table
 
 HORIZONS = [f"+{h}" for h in range(1, 8)]
@@ -23,6 +24,16 @@ def lines(table: RenderableType, width: int) -> list[str]:
 def test_square_brackets_are_shown_as_they_are(name: str) -> None:
     for table in (pairs_table(name, {name: name}), plain_table(name, [name, name], [[name, name]])):
         assert " ".join(lines(table, 160)).count(name) >= 3
+
+
+def test_messages_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "runs/[bold]x/a:smile:b[/]"
+    sink = ConsoleSink(None)
+    sink.message(text)
+    sink.close()
+    make_console(stderr=False).print(text)
+    captured = capsys.readouterr()
+    assert (captured.err, captured.out) == (f"{text}\n", f"{text}\n")
 
 
 def numbers(row: int) -> list[str]:
