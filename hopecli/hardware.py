@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hopecli.errors import DeviceError
+from hopecli.errors import DeviceError, SettingsError
 
 DeviceName = Literal["cuda", "mps", "cpu"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 # torch.cuda.is_bf16_supported() counts emulation, so the compute capability decides.
 BF16_CAPABILITY = (8, 0)
@@ -142,11 +145,21 @@ def probe() -> HardwareReport:
 
 
 def resolve(device: str, precision: str, report: HardwareReport) -> DeviceChoice:
-    """Choose device and precision; DeviceError for a pair this machine cannot run."""
+    """Choose device and precision; SettingsError for an unknown name, DeviceError for what this machine cannot run."""
+    _check_name("--device", device, DEVICES)
+    _check_name("--precision", precision, PRECISIONS)
     name, device_reason = _resolve_device(device, report)
     label = report.cuda[0].name if name == "cuda" else "Apple GPU (MPS)" if name == "mps" else report.processor
     chosen, reason = _resolve_precision(name, precision, report)
     return DeviceChoice(name, chosen, device_reason, reason, label)
+
+
+def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        # By its letters "gpu" is nearest to "cpu", the opposite of what is meant.
+        near = ["cuda"] if name.lower() == "gpu" else difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SettingsError("unknown name", where=option, value=name, fix=f"{hint}Known: {', '.join(known)}")
 
 
 def _resolve_device(device: str, report: HardwareReport) -> tuple[DeviceName, str]:

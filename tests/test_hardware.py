@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from hopecli.errors import DeviceError
+from hopecli.errors import DeviceError, SettingsError
 from hopecli.hardware import CudaDevice, HardwareReport, probe, resolve
 
 CPU = HardwareReport(
@@ -92,6 +92,24 @@ def test_impossible(report: HardwareReport, device: str, precision: str, parts: 
     assert raised.value.exit_code == 5
     for part in parts:
         assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "parts"),
+    [
+        ("foo", "auto", ("--device", "'foo'", "auto, cuda, mps, cpu")),
+        ("gpu", "auto", ("--device", "'gpu'", "Did you mean cuda?")),
+        ("", "auto", ("--device", "Known: auto")),
+        ("auto", "foo", ("--precision", "'foo'", "auto, fp32, bf16, fp16")),
+        ("cpu", "FP32", ("--precision", "Did you mean fp32?")),
+    ],
+)
+def test_unknown_names(device: str, precision: str, parts: tuple[str, ...]) -> None:
+    for report in (CPU, A100, MPS):
+        with pytest.raises(SettingsError) as raised:
+            resolve(device, precision, report)
+        for part in parts:
+            assert part in str(raised.value)
 
 
 def test_a_cpu_without_a_name_beside_a_gpu_is_not_called_a_gpu() -> None:

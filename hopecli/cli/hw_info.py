@@ -44,6 +44,7 @@ def hw_info_command(
     """
     if not bench and (preset or data_dir or overrides):
         raise SettingsError("has no effect without --bench", where="hope hw-info", fix="add --bench")
+    preset = preset or "quickstart"
     resolved = resolve_settings(preset, [*(overrides or []), *data_overrides(data_dir)]) if bench else None
     machine = look(device or "auto", precision or "auto")
     if not json:
@@ -51,15 +52,15 @@ def hw_info_command(
     measured = None
     if resolved is not None:
         folder = None if data_dir is None else Path(data_dir).expanduser()
-        measured = measure(resolved, machine, overrides or [], folder)
+        measured = measure(preset, resolved, machine, overrides or [], folder)
     report(machine, measured, json=json)
 
 
-def resolve_settings(preset: str | None, overrides: list[str]) -> Resolved:
+def resolve_settings(preset: str, overrides: list[str]) -> Resolved:
     """The preset to measure."""
     from hopecli.config.load import load_preset
 
-    return load_preset(preset or "quickstart", overrides)
+    return load_preset(preset, overrides)
 
 
 def look(device: str, precision: str) -> Machine:
@@ -71,25 +72,30 @@ def look(device: str, precision: str) -> Machine:
     return try_machine(found, resolve(device, precision, found))
 
 
-def measure(resolved: Resolved, machine: Machine, overrides: list[str], data_dir: Path | None) -> Bench:
-    """Run the benchmark on the device and precision chosen."""
+def measure(preset: str, resolved: Resolved, machine: Machine, overrides: list[str], data_dir: Path | None) -> Bench:
+    """Run the benchmark on the device and precision chosen; `preset` is what the user gave, a name or a path."""
+    from dataclasses import replace
+
     from hopecli.engine.bench import bench
+    from hopecli.engine.bench_advice import as_measured
     from hopecli.engine.runtime import start
     from hopecli.report.console import say
 
+    forced, reasons = as_measured(resolved.settings, machine.choice, machine.hardware)
     runtime = start(machine.choice)
     try:
-        return bench(
-            resolved.name,
+        result = bench(
+            preset,
             resolved.settings,
             runtime,
             machine.precisions,
-            overrides=overrides,
+            overrides=[*overrides, *forced],
             data_dir=data_dir,
             say=say,
         )
     finally:
         runtime.close()
+    return replace(result, reasons=(*reasons, *result.reasons))
 
 
 def show_machine(machine: Machine) -> None:

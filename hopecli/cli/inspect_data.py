@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopecli.cli.common import JsonOption, data_overrides, override
-from hopecli.errors import DataError, HopeError, SettingsError
+from hopecli.errors import DataError, HopeError, SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -27,7 +29,8 @@ def inspect_data_command(
         str | None, typer.Option("--feature-map", help="Feature file without .npy; found by itself by default.")
     ] = None,
     num_timesteps: Annotated[
-        int | None, typer.Option("--num-timesteps", min=2, help="Frames training will use; as presets by default.")
+        int | None,
+        typer.Option("--num-timesteps", min=2, help="Frames training uses (default: the presets' or the clips')."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 for warnings too.")] = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture: a .png outside the folder.")] = None,
@@ -39,8 +42,8 @@ def inspect_data_command(
     code 3 when a clip has an error, which is what training refuses: missing_features, missing_actions, unreadable,
     truncated, pickled, odd_shape, odd_dtype, float64, feature_width, grid, not_divisible, too_few_frames,
     actions_shape, actions_dtype, states_shape, states_dtype, not_finite, duplicate_id. Warnings: duplicate,
-    zero_variance, no_motion, actions_zero, actions_dropped, mixed_dtypes, missing_states, missing_extrinsics,
-    extrinsics_unusable.
+    zero_variance, no_motion, actions_zero, actions_dropped, not_finite_unused, mixed_dtypes, missing_states,
+    missing_extrinsics, extrinsics_unusable.
     """
     given = folder or os.environ.get("HOPE_DATA_DIR")
     if not given:
@@ -51,19 +54,23 @@ def inspect_data_command(
     presets = training_presets()
     surveyed = run(target, presets, sample, deep, feature_map, num_timesteps, pictures=plot is not None)
     survey = surveyed.survey
-    if plot is not None and surveyed.pictures is not None:
-        from hopecli.report.console import say
-        from hopecli.report.survey_plot import plot_survey
-
-        try:
-            plot_survey(survey, surveyed.pictures, plot)
-        except OSError as error:
-            raise SettingsError(f"cannot be written: {error.strerror}", where="--plot", value=str(plot)) from error
-        say(f"picture: {plot}")
     report(survey, json=json)
+    if plot is not None:
+        draw(surveyed, plot)
     show_cost(survey)
     if survey.errors or (strict and survey.warnings):
         raise typer.Exit(DATA_EXIT_CODE)
+
+
+def draw(surveyed: Surveyed, plot: Path) -> None:
+    """The picture."""
+    from hopecli.report.console import say
+    from hopecli.report.survey_plot import plot_survey
+
+    assert surveyed.pictures is not None
+    with written(f"--plot {plot}", kind=SettingsError):
+        plot_survey(surveyed.survey, surveyed.pictures, plot)
+    say(f"picture: {plot}")
 
 
 def show_cost(survey: Survey) -> None:
@@ -82,7 +89,7 @@ def show_cost(survey: Survey) -> None:
 
 
 def check_plot_path(plot: Path, folder: Path) -> None:
-    """The picture is a .png outside the folder, in which nothing is ever written."""
+    """The picture is a .png outside the folder, in which nothing is ever written; it must be possible to write it."""
     if plot.suffix.lower() != ".png":
         raise SettingsError("must end in .png", where="--plot", value=str(plot), fix="name a .png file")
     if plot.resolve().is_relative_to(folder.resolve()):
@@ -92,6 +99,11 @@ def check_plot_path(plot: Path, folder: Path) -> None:
             value=str(plot),
             fix="name a file elsewhere",
         )
+    with written(f"--plot {plot}", kind=SettingsError, fix="name a file in a folder that can be written"):
+        if plot.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=next(path for path in plot.absolute().parents if path.exists())):
+            pass
 
 
 def training_presets() -> dict[str, Settings | HopeError]:
@@ -135,6 +147,7 @@ def run(
             deep=deep,
             known_grids=[data.grid for data in known],
             num_timesteps=num_timesteps or max(data.num_timesteps for data in known),
+            shorten=num_timesteps is None,
             pictures=pictures,
             on_progress=progress,
         )
@@ -170,6 +183,8 @@ def fit_preset(name: str, preset: Settings | HopeError, surveyed: Surveyed) -> P
 def unfit(preset: Settings, survey: Survey) -> str | None:
     """Why no override makes the preset fit, None when some may."""
     g = survey.geometry
+    if any(finding.code == "duplicate_id" for finding in survey.findings):
+        return "two clip folders have the same number: rename one of them"
     if g.patches is None or g.width is None or survey.actions.width is None or g.frames is None:
         return "the sizes of the clips could not be told"
     if round(g.patches**0.5) ** 2 != g.patches or (g.grid is not None and g.grid[0] != g.grid[1]):

@@ -11,7 +11,7 @@ from hopecli.cli.common import JsonOption
 
 
 def make_clips_command(
-    out: Annotated[Path, typer.Argument(help="New folder for the clips.")],
+    out: Annotated[Path, typer.Argument(help="New or empty folder for the clips.")],
     clips: Annotated[int, typer.Option("--clips", help="Number of clips.")] = 64,
     grid: Annotated[int, typer.Option("--grid", help="Patches per side.")] = 16,
     dim: Annotated[int, typer.Option("--dim", help="Feature width.")] = 1024,

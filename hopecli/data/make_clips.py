@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import json
-import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from hopecli.data.encode import frozen_encoder
 from hopecli.data.physics import DOMAINS, FRAMES, PUSH_FRAME, Simulation, simulate_many
 from hopecli.data.render import render
+from hopecli.data.staging import remove_stale, staged
 from hopecli.errors import DataError, SettingsError
 
 DTYPES = ("float16", "float32")
@@ -28,6 +28,7 @@ STAND_IN = (
 )
 SAMPLE_CLIPS = 64
 BATCH_CLIPS = 256
+ABOUT_FILE = "clips.json"  # the last file to appear
 
 
 @dataclass(frozen=True)
@@ -61,68 +62,69 @@ def make_clips(
     start_id: int = 0,
     on_clip: Callable[[int, int], None] | None = None,
 ) -> ClipStatistics:
-    """Write clip_{id:05d} for ids start_id .. start_id + clips - 1 into a new folder `out_dir`.
+    """Write clip_{id:05d} for ids start_id .. start_id + clips - 1 into a new or empty folder `out_dir`.
 
     Features [8, grid*grid, dim] in `dtype`, actions [16, 2] (push in newtons in row 1), truth.npz, and clips.json
     beside the clips. A clip depends on (seed, domain, id), grid, dim and dtype only. on_clip(done, clips) is called
-    after each clip. The folder appears complete or not at all.
+    after each clip. A new folder appears complete or not at all; an empty one that exists is kept and filled at the
+    end, clips.json last, and every error or signal leaves it empty.
 
     Raises SettingsError for a bad argument and DataError if out_dir exists and is not empty or cannot be written.
     """
     _check_arguments(clips=clips, grid=grid, dim=dim, domain=domain, seed=seed, dtype=dtype, start_id=start_id)
     out_dir = Path(out_dir).resolve()
-    _check_empty(out_dir)
-    staging = out_dir.parent / f".{out_dir.name}.{uuid.uuid4().hex[:12]}.partial"
     sample = _Sample()
     try:
-        staging.mkdir(parents=True)
-        for done, (clip_id, simulation) in enumerate(_simulations(domain, seed, start_id, clips), start=1):
-            features = frozen_encoder(grid, dim)(render(simulation, grid=grid)).astype(dtype)
-            _write_clip(staging / f"clip_{clip_id:05d}", features, simulation, domain)
-            if done <= SAMPLE_CLIPS:
-                sample.add(features)
-            if on_clip is not None:
-                on_clip(done, clips)
-        statistics = sample.statistics()
-        about = {
-            "note": STAND_IN,
-            "generator": "hopecli physics clips",
-            "clips": clips,
-            "grid": grid,
-            "dim": dim,
-            "domain": domain,
-            "domain_physics": dataclasses.asdict(DOMAINS[domain]),
-            "seed": seed,
-            "dtype": dtype,
-            "start_id": start_id,
-            "statistics": dataclasses.asdict(statistics),
-        }
-        (staging / "clips.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if out_dir.exists():
-            out_dir.rmdir()
-        os.replace(staging, out_dir)
+        remove_stale(out_dir)
+        _check_empty(out_dir)
+        with staged(out_dir, last=ABOUT_FILE) as staging:
+            _check_space(staging, clips * FRAMES // 2 * grid**2 * dim * np.dtype(dtype).itemsize, out_dir)
+            for done, (clip_id, simulation) in enumerate(_simulations(domain, seed, start_id, clips), start=1):
+                features = frozen_encoder(grid, dim)(render(simulation, grid=grid)).astype(dtype)
+                _write_clip(staging / f"clip_{clip_id:05d}", features, simulation, domain)
+                if done <= SAMPLE_CLIPS:
+                    sample.add(features)
+                if on_clip is not None:
+                    on_clip(done, clips)
+            statistics = sample.statistics()
+            about = {
+                "note": STAND_IN,
+                "generator": "hopecli physics clips",
+                "clips": clips,
+                "grid": grid,
+                "dim": dim,
+                "domain": domain,
+                "domain_physics": dataclasses.asdict(DOMAINS[domain]),
+                "seed": seed,
+                "dtype": dtype,
+                "start_id": start_id,
+                "statistics": dataclasses.asdict(statistics),
+            }
+            (staging / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
+        # numpy reports a short write without an error number; a full disk is what causes it.
+        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
+        reason = f"the disk may be full ({error.strerror or error})" if full else error.strerror or error
         raise DataError(
-            f"cannot write clips: {error.strerror or error}",
+            f"cannot write clips: {reason}",
             where=str(out_dir),
             fix="choose a writable folder with enough free space",
         ) from error
-    finally:
-        # Also on Ctrl-C; after the rename there is nothing left here.
-        shutil.rmtree(staging, ignore_errors=True)
     return statistics
 
 
 def _check_arguments(*, clips: int, grid: int, dim: int, domain: str, seed: int, dtype: str, start_id: int) -> None:
-    for name, value, least in (
-        ("clips", clips, 1),
-        ("grid", grid, 2),
-        ("dim", dim, 4),
-        ("seed", seed, 0),
-        ("start_id", start_id, 0),
+    for name, value, least, most in (
+        ("clips", clips, 1, 100_000),
+        ("grid", grid, 2, 64),
+        ("dim", dim, 4, 16_384),
+        ("seed", seed, 0, None),
+        ("start_id", start_id, 0, None),
     ):
         if value < least:
             raise SettingsError(f"must be at least {least}", where=name, value=value, fix=f"use {least} or more")
+        if most is not None and value > most:
+            raise SettingsError(f"must be at most {most}", where=name, value=value, fix=f"use {most} or less")
     for name, text, known in (("domain", domain, tuple(DOMAINS)), ("dtype", dtype, DTYPES)):
         if text not in known:
             near = difflib.get_close_matches(text, known, n=1, cutoff=0.4)
@@ -136,6 +138,16 @@ def _check_empty(out_dir: Path) -> None:
         raise DataError("is a file, not a folder", where=str(out_dir), fix=fix)
     if out_dir.is_dir() and any(out_dir.iterdir()):
         raise DataError("the folder for new clips is not empty", where=str(out_dir), fix=fix)
+
+
+def _check_space(staging: Path, needed: int, out_dir: Path) -> None:
+    disk = shutil.disk_usage(staging)
+    if disk.total and needed > disk.free:
+        raise DataError(
+            f"the features need {needed / 2**30:,.1f} GiB, but the disk has {disk.free / 2**30:,.1f} GiB free",
+            where=str(out_dir),
+            fix="make fewer or smaller clips, or choose another disk",
+        )
 
 
 def _simulations(domain: str, seed: int, start_id: int, clips: int) -> Iterator[tuple[int, Simulation]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hopecli.config.schema import DataSettings
-from hopecli.data.store import EXPECTED_TREE
+from hopecli.data.staging import hidden_name
+from hopecli.data.store import CLIP_NAME, EXPECTED_TREE
 from hopecli.errors import DataError, written
 
 # Counts up whenever the simulation, renderer or encoder changes, so that old caches are not reused.
@@ -32,8 +35,8 @@ def clips_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
 def cache_folder() -> Path:
     """HOPE_CACHE_DIR, else the user's cache folder."""
     given = os.environ.get("HOPE_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(given) if given else Path(base) / "hopecli"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given or f"{base}/hopecli").expanduser()
 
 
 def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
@@ -43,11 +46,15 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
     recipe = {"version": PHYSICS_VERSION, **p.model_dump(), "grid": settings.grid, "dim": settings.embed_dim}
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     folder = cache_folder() / "physics" / f"{p.domain}-{p.clips}x{settings.grid}x{settings.embed_dim}-{key}"
-    if folder.is_dir():
-        return folder
-    say(f"making {p.clips} built-in clips ({p.domain}, grid {settings.grid}, width {settings.embed_dim}) in {folder}")
-    with written(folder.parent, kind=DataError, fix="make it writable, or choose another folder with HOPE_CACHE_DIR"):
+    fix = "make it writable, or choose another folder with HOPE_CACHE_DIR"
+    with written(folder.parent, kind=DataError, fix=fix):
+        if _complete(folder, p.clips):
+            return folder
+        if folder.is_dir():
+            say(f"the built-in clips in {folder} are not complete: making them again")
+            _discard(folder, p.clips)
         folder.parent.mkdir(parents=True, exist_ok=True)
+    say(f"making {p.clips} built-in clips ({p.domain}, grid {settings.grid}, width {settings.embed_dim}) in {folder}")
     try:
         make_clips(
             folder,
@@ -59,6 +66,29 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
             dtype=p.dtype,
         )
     except DataError:
-        if not folder.is_dir():  # another process may have finished the same clips first
+        if not _complete(folder, p.clips):  # another process may have finished the same clips first
             raise
     return folder
+
+
+def _complete(folder: Path, clips: int) -> bool:
+    """Whether the cached folder still holds all that was made: someone may have removed a part of it by hand."""
+    if not (folder / "clips.json").is_file():
+        return False
+    try:
+        with os.scandir(folder) as entries:
+            return sum(CLIP_NAME.match(entry.name) is not None for entry in entries) == clips
+    except FileNotFoundError:  # another process has just put it aside
+        return False
+
+
+def _discard(folder: Path, clips: int) -> None:
+    """Remove an incomplete folder; it is renamed first, so that no process sees a part of it under its own name."""
+    aside = folder.parent / hidden_name(folder.name)
+    with suppress(FileNotFoundError):  # another process has put it aside
+        os.rename(folder, aside)
+        if _complete(aside, clips):
+            # Another process had made it again since it was looked at.
+            with suppress(OSError):
+                os.rename(aside, folder)
+        shutil.rmtree(aside, ignore_errors=True)

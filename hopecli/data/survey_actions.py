@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hopecli.data.align import original_row_counts
+from hopecli.data.align import as_float32, original_row_counts
 
 SCATTER_POINTS = 4000
 # Above this share of clips with one push at row 1, the others are the exception worth naming.
@@ -19,7 +19,7 @@ MOSTLY = 0.9
 
 @dataclass(frozen=True)
 class ActionFacts:
-    """Over every clip whose actions could be read and have the most common width.
+    """Over every clip whose actions could be read, are finite and have the most common width.
 
     rows: clips per R. original_frames: the most common R when it counts original frames, else None.
     alignments: clips whose R fits each rule. range: (min, max) per action dimension.
@@ -38,19 +38,13 @@ class ActionFacts:
 
 
 @dataclass
-class _Width:
-    clips: int
+class WidthTally:
+    """Running sums over the clips of one action width; `dropped` are clips with non-zero rows other than row 1."""
+
     low: np.ndarray
     high: np.ndarray
-
-
-@dataclass
-class ActionTally:
-    """Running sums over clips; `dropped` are clips with non-zero rows other than row 1."""
-
     clips: int = 0
     rows: Counter[int] = field(default_factory=Counter)
-    widths: dict[int, _Width] = field(default_factory=dict)
     total_rows: int = 0
     zero_rows: int = 0
     zero_clips: int = 0
@@ -67,13 +61,7 @@ class ActionTally:
         self.rows[len(rows)] += 1
         self.total_rows += len(rows)
         self.zero_rows += int(len(rows) - nonzero.sum())
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        seen = self.widths.get(rows.shape[1])
-        if seen is None:
-            self.widths[rows.shape[1]] = _Width(1, low, high)
-        else:
-            seen.clips += 1
-            seen.low, seen.high = np.minimum(seen.low, low), np.maximum(seen.high, high)
+        self.low, self.high = np.minimum(self.low, rows.min(axis=0)), np.maximum(self.high, rows.max(axis=0))
         if not nonzero.any():
             self.zero_clips += 1
             _keep(self.zero_names, clip)
@@ -82,29 +70,10 @@ class ActionTally:
         else:
             self.dropped += 1
             _keep(self.dropped_clips, clip)
-        self.points.append(np.asarray(rows[nonzero][:points, :2], dtype=np.float32))
+        self.points.append(as_float32(rows[nonzero][:points, :2]))
 
-    def facts(self, alignments: dict[str, int], frames: int | None) -> ActionFacts:
-        """Sums as facts; `frames` is the most common T."""
-        if not self.clips:
-            return ActionFacts(None, {}, None, alignments, None, None, (), None, None)
-        width = max(self.widths, key=lambda value: self.widths[value].clips)
-        most_rows = self.rows.most_common(1)[0][0]
-        suggestion, reason = self._suggest(alignments, most_rows)
-        ranges = zip(self.widths[width].low.tolist(), self.widths[width].high.tolist(), strict=True)
-        return ActionFacts(
-            width=width,
-            rows=dict(sorted(self.rows.items())),
-            original_frames=most_rows if frames is not None and most_rows in original_row_counts(frames) else None,
-            alignments=alignments,
-            suggested_alignment=suggestion,
-            suggested_because=reason,
-            range=tuple((float(low), float(high)) for low, high in ranges),
-            zero_rows=self.zero_rows / self.total_rows if self.total_rows else None,
-            zero_clips=self.zero_clips / self.clips,
-        )
-
-    def _suggest(self, alignments: dict[str, int], rows: int) -> tuple[str | None, str | None]:
+    def suggest(self, alignments: dict[str, int], rows: int) -> tuple[str | None, str | None]:
+        """The alignment that these clips suggest, and why."""
         if not any(alignments.values()):
             return None, None
         if alignments["as_is"] > alignments["per_timestep"]:
@@ -115,6 +84,48 @@ class ActionTally:
         if not moving:
             return "impulse", "the default: every action is zero, so the data cannot tell"
         return "per_timestep", f"non-zero rows other than index 1 in {self.dropped} of {moving} clips with any action"
+
+
+@dataclass
+class ActionTally:
+    """Clips with finite actions, per action width."""
+
+    widths: dict[int, WidthTally] = field(default_factory=dict)
+
+    def add(self, clip: str, rows: np.ndarray, *, points: int) -> None:
+        """Finite actions [R, A] of one clip; keeps at most `points` non-zero rows for the picture."""
+        first = WidthTally(rows.min(axis=0), rows.max(axis=0))
+        self.widths.setdefault(rows.shape[1], first).add(clip, rows, points=points)
+
+    @property
+    def width(self) -> int | None:
+        """The most common one."""
+        return max(self.widths, key=lambda width: self.widths[width].clips, default=None)
+
+    @property
+    def usual(self) -> WidthTally | None:
+        """The clips of the most common width."""
+        return None if self.width is None else self.widths[self.width]
+
+    def facts(self, alignments: dict[str, int], frames: int | None) -> ActionFacts:
+        """Sums as facts; `frames` is the most common T, `alignments` are counts over clips of the usual width."""
+        usual = self.usual
+        if usual is None:
+            return ActionFacts(None, {}, None, alignments, None, None, (), None, None)
+        most_rows = usual.rows.most_common(1)[0][0]
+        suggestion, reason = usual.suggest(alignments, most_rows)
+        ranges = zip(usual.low.tolist(), usual.high.tolist(), strict=True)
+        return ActionFacts(
+            width=self.width,
+            rows=dict(sorted(usual.rows.items())),
+            original_frames=most_rows if frames is not None and most_rows in original_row_counts(frames) else None,
+            alignments=alignments,
+            suggested_alignment=suggestion,
+            suggested_because=reason,
+            range=tuple((float(low), float(high)) for low, high in ranges),
+            zero_rows=usual.zero_rows / usual.total_rows if usual.total_rows else None,
+            zero_clips=usual.zero_clips / usual.clips,
+        )
 
 
 def _keep(names: list[str], clip: str) -> None:

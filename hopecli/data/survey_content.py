@@ -81,7 +81,7 @@ class FeatureTally:
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
         step = max(1, len(tokens) // max(1, points))
-        self.norms.append(torch.linalg.vector_norm(tokens[::step], dim=-1).numpy())
+        self.norms.append(torch.linalg.vector_norm(tokens[::step], dim=-1, dtype=torch.float64).numpy())
         return "no_motion" if bool((values[1:] == values[:1]).all()) else None
 
     def facts(self) -> FeatureFacts | None:
@@ -118,6 +118,7 @@ class FeatureTally:
 def pca_images(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """First three principal components of one clip's tokens [T, N, D] as images [T, gh, gw, 3] in 0..1."""
     tokens = features.reshape(-1, features.shape[-1]).astype(np.float32)
+    tokens = tokens / max(np.abs(tokens).max(), 1e-12)  # products of large features would overflow
     tokens = tokens - tokens.mean(axis=0)
     _, axes = np.linalg.eigh(tokens.T @ tokens)  # ascending
     projected = tokens @ axes[:, ::-1][:, :3]

@@ -35,6 +35,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "no_motion": ("warning", "features that do not change over time"),
     "actions_zero": ("warning", "actions that are all zero"),
     "actions_dropped": ("warning", "non-zero action rows that the suggested impulse alignment drops"),
+    "not_finite_unused": ("warning", "NaN or infinite values in frames or rows that training does not use"),
     "mixed_dtypes": ("warning", "a feature dtype that most clips do not have"),
     "missing_states": ("warning", "no states where other clips have them (zeros are used)"),
     "missing_extrinsics": ("warning", "no extrinsics where other clips have them"),

@@ -22,7 +22,7 @@ from hopecli.data.survey import ActionFacts, Geometry, IdFacts, Pictures, Storag
 from hopecli.data.survey_actions import SCATTER_POINTS
 from hopecli.data.survey_content import NORM_POINTS, FeatureTally, pca_images
 from hopecli.data.survey_duplicates import Fingerprints
-from hopecli.data.survey_files import Look, look_at, whole_features
+from hopecli.data.survey_files import Look, look_at, read_content
 from hopecli.data.survey_findings import CODES, Findings
 
 Progress = Callable[[str, int, int], None]
@@ -37,14 +37,17 @@ def survey_folder(
     deep: bool,
     known_grids: Sequence[int],
     num_timesteps: int,
+    shorten: bool,
     pictures: bool,
     on_progress: Progress,
 ) -> Surveyed:
     """Look at every clip of `folder`, and into `sample` of them (all when `deep`).
 
     feature_map None takes the default's name, or the most common one where no clip has it. known_grids: grids in use,
-    to tell T*N apart where action rows do not. num_timesteps: frames that training would use of longer clips.
-    on_progress(stage, done, total) is called after each clip. Raises DataError when there are no clips.
+    to tell T*N apart where action rows do not. num_timesteps: frames that training would use, with `shorten` no more
+    than most clips have. on_progress(stage, done, total) is called after each clip.
+
+    Raises DataError when there are no clips.
     """
     started = time.perf_counter()
     clips = numbered_clips(folder)
@@ -57,14 +60,15 @@ def survey_folder(
             unique[number] = name
     look = look_at(folder, unique, feature_map, points=max(1, SCATTER_POINTS // len(unique)), on_progress=on_progress)
     geometry = look.shapes.geometry(known_grids)
-    actions = look.actions.facts(look.shapes.alignments(geometry.patches), geometry.frames)
-    settings = training_settings(geometry, actions, look.feature_map, num_timesteps)
+    alignments = look.shapes.alignments(geometry.patches, look.actions.width)
+    actions = look.actions.facts(alignments, geometry.frames)
+    settings = training_settings(geometry, actions, look.feature_map, num_timesteps, shorten=shorten)
     _collected_earlier(findings, look, actions)
     store = ClipStore(folder, settings, use_extrinsics=False)
     clean, fingerprints = _check_all(store, unique, look, findings, on_progress)
     names = list(clean.values())
     chosen = names if deep or sample >= len(names) else [names[i] for i in _evenly(sample, len(names))]
-    content = _read_all(store, chosen, findings, on_progress)
+    content = _read_all(store, chosen, look, findings, on_progress)
     duplicates = fingerprints.settle(store, everything=deep)
     for name, earlier in duplicates.pairs:
         findings.add("duplicate", name, f"the same content as {earlier}")
@@ -101,12 +105,16 @@ def survey_folder(
     return Surveyed(survey, usable, picture)
 
 
-def training_settings(geometry: Geometry, actions: ActionFacts, feature_map: str, num_timesteps: int) -> DataSettings:
+def training_settings(
+    geometry: Geometry, actions: ActionFacts, feature_map: str, num_timesteps: int, *, shorten: bool
+) -> DataSettings:
     """The data settings that most clips fit; defaults where the clips do not tell."""
     side = 16
     if geometry.patches is not None:
         side = max(1, round(geometry.patches**0.5))
-    wanted = num_timesteps if geometry.frames is None else max(2, min(num_timesteps, geometry.frames))
+    wanted = num_timesteps
+    if shorten and geometry.frames is not None:
+        wanted = max(2, min(num_timesteps, geometry.frames))
     return DataSettings.model_validate(
         {
             "feature_map": feature_map,
@@ -120,9 +128,10 @@ def training_settings(geometry: Geometry, actions: ActionFacts, feature_map: str
 
 
 def _collected_earlier(findings: Findings, look: Look, actions: ActionFacts) -> None:
-    tally = look.actions
-    findings.add_many("actions_zero", tally.zero_clips, tally.zero_names, "every action row is zero")
-    if actions.suggested_alignment == "impulse":
+    tally = look.actions.usual
+    if tally is not None:
+        findings.add_many("actions_zero", tally.zero_clips, tally.zero_names, "every action row is zero")
+    if tally is not None and actions.suggested_alignment == "impulse":
         findings.add_many("actions_dropped", tally.dropped, tally.dropped_clips, "non-zero rows other than index 1")
     usual = look.shapes.dtypes.most_common(1)
     for dtype, count in look.shapes.dtypes.items():
@@ -142,7 +151,8 @@ def _check_all(
         try:
             store.check(name)
             if name in look.bad_actions:
-                raise ClipProblem("not_finite", look.bad_actions[name], clip=name)
+                store.read_actions(name)  # raises where training would
+                findings.add("not_finite_unused", name, "actions hold NaN or infinite values")
         except ClipProblem as problem:
             findings.add_problem(problem)
         except OSError as error:
@@ -163,7 +173,7 @@ def _check_all(
 
 
 @dataclass
-class _Content:
+class _Read:
     tally: FeatureTally
     unsound: set[str]
     first: str | None = None
@@ -171,15 +181,15 @@ class _Content:
     read_seconds: float = 0.0
 
 
-def _read_all(store: ClipStore, names: Sequence[str], findings: Findings, on_progress: Progress) -> _Content:
-    content = _Content(FeatureTally(), set())
+def _read_all(store: ClipStore, names: Sequence[str], look: Look, findings: Findings, on_progress: Progress) -> _Read:
+    content = _Read(FeatureTally(), set())
     points = max(1, NORM_POINTS // max(1, len(names)))
     for done, name in enumerate(names, start=1):
         try:
             started = time.perf_counter()
-            features = whole_features(store, name)
+            found = read_content(store, name)
             content.read_seconds += time.perf_counter() - started
-            content.read_bytes += features.nbytes
+            content.read_bytes += found.features.nbytes
         except ClipProblem as problem:
             findings.add_problem(problem)
             content.unsound.add(name)
@@ -187,21 +197,24 @@ def _read_all(store: ClipStore, names: Sequence[str], findings: Findings, on_pro
             findings.add("unreadable", name, str(error))
             content.unsound.add(name)
         else:
-            code = content.tally.add(features, horizon=store.settings.num_timesteps - 1, points=points)
-            if code is not None:
-                findings.add(code, name, CODES[code][1])
+            for code, message in found.notes:
+                if code != "not_finite_unused" or name not in look.bad_actions:  # a clip counts once
+                    findings.add(code, name, message)
+            defect = content.tally.add(found.features, horizon=store.settings.num_timesteps - 1, points=points)
+            if defect is not None:
+                findings.add(defect, name, CODES[defect][1])
             elif content.first is None:
                 content.first = name
         on_progress("reading clips", done, len(names))
     return content
 
 
-def _pictures(store: ClipStore, look: Look, content: _Content, geometry: Geometry) -> Pictures:
+def _pictures(store: ClipStore, look: Look, content: _Read, geometry: Geometry) -> Pictures:
     pca = None
     if content.first is not None and geometry.grid is not None:
-        pca = pca_images(whole_features(store, content.first), geometry.grid)
+        pca = pca_images(read_content(store, content.first).features, geometry.grid)
     norms = content.tally.norms
-    points = [kept for kept in look.actions.points if kept.shape[1:] == look.actions.points[0].shape[1:]]
+    points = [] if look.actions.usual is None else look.actions.usual.points
     return Pictures(
         norms=np.concatenate(norms) if norms else np.zeros(0, np.float32),
         actions=np.concatenate(points) if points else np.zeros((0, 2), np.float32),
@@ -219,6 +232,6 @@ def _ids(ids: list[int]) -> IdFacts:
     return IdFacts(ids[0], ids[-1], sum(b - a + 1 for a, b in gaps), tuple(gaps[:LISTED_GAPS]))
 
 
-def _storage(look: Look, content: _Content) -> StorageFacts:
+def _storage(look: Look, content: _Read) -> StorageFacts:
     rate = content.read_bytes / content.read_seconds if content.read_seconds > 0 and content.read_bytes else None
     return StorageFacts(look.bytes, content.read_bytes, content.read_seconds, rate)

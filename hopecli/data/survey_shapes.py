@@ -34,17 +34,17 @@ class Geometry:
 
 @dataclass
 class Shapes:
-    """Counts over clips; `pairs` has one entry per combination of feature shape and R, not one per clip."""
+    """Counts over clips; `pairs` has one entry per combination of feature shape and action shape, not one per clip."""
 
-    pairs: Counter[tuple[tuple[int, ...], int | None]] = field(default_factory=Counter)
+    pairs: Counter[tuple[tuple[int, ...], tuple[int, int] | None]] = field(default_factory=Counter)
     layouts: Counter[str] = field(default_factory=Counter)
     dtypes: Counter[str] = field(default_factory=Counter)
     dtype_clips: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, clip: str, features: ArrayHeader, action_rows: int | None) -> None:
-        """One clip whose feature header could be read."""
+    def add(self, clip: str, features: ArrayHeader, actions: tuple[int, int] | None) -> None:
+        """One clip whose feature header could be read, with its actions' shape (R, A) where that could be."""
         shape, dtype = features.shape, str(features.dtype)
-        self.pairs[shape, action_rows] += 1
+        self.pairs[shape, actions] += 1
         self.layouts[LAYOUTS.get(len(shape), f"{len(shape)}-dimensional")] += 1
         self.dtypes[dtype] += 1
         names = self.dtype_clips.setdefault(dtype, [])
@@ -53,8 +53,8 @@ class Shapes:
 
     def geometry(self, known_grids: Sequence[int]) -> Geometry:
         """The most common T, N and D. `known_grids` (of presets) settle [T*N, D] where action rows do not."""
-        usable = [(shape, rows, n) for (shape, rows), n in self.pairs.items() if len(shape) in LAYOUTS]
-        usable = [(shape, rows, n) for shape, rows, n in usable if all(shape)]
+        known = [(shape, actions, n) for (shape, actions), n in self.pairs.items() if len(shape) in LAYOUTS]
+        usable = [(shape, actions[0] if actions else None, n) for shape, actions, n in known if all(shape)]
         width = _most([(shape[-1], n) for shape, _, n in usable])
         votes: Counter[tuple[int, tuple[int, int] | None, str]] = Counter()
         for shape, rows, n in usable:
@@ -78,15 +78,15 @@ class Shapes:
         frames = _most(list(counts.items()))
         return Geometry(frames, patches, best[1], width, dict(sorted(counts.items())), best[2])
 
-    def alignments(self, patches: int | None) -> dict[str, int]:
-        """How many clips' action rows fit each `data.action_alignment`."""
+    def alignments(self, patches: int | None, action_width: int | None) -> dict[str, int]:
+        """How many clips of this action width have action rows that fit each `data.action_alignment`."""
         fits = dict.fromkeys(ALIGNMENTS, 0)
-        for (shape, rows), n in self.pairs.items():
+        for (shape, actions), n in self.pairs.items():
             frames = None if patches is None else frames_of(shape, patches)
-            if frames is None or rows is None:
+            if frames is None or actions is None or actions[1] != action_width:
                 continue
             for rule in ALIGNMENTS:
-                fits[rule] += n if rows in accepted_action_rows(rule, frames) else 0
+                fits[rule] += n if actions[0] in accepted_action_rows(rule, frames) else 0
         return fits
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hopecli.config.schema import Settings
+from hopecli.errors import DeviceError
+from hopecli.hardware import DeviceChoice, HardwareReport, resolve
 
 # A precision is recommended when the model itself, not just a matrix product, gains at least this much.
 WORTH_CHANGING = 1.15
@@ -78,7 +81,40 @@ def _workers(settings: Settings, e: Evidence) -> tuple[list[str], list[str]]:
     return [], [f"reading is the limit: {rates}; a faster disk or float16 features would help"]
 
 
-def command(preset: str, data_dir: Path | None, overrides: list[str]) -> str:
-    """The training command with these overrides."""
+def as_measured(settings: Settings, choice: DeviceChoice, hardware: HardwareReport) -> tuple[list[str], list[str]]:
+    """Overrides, with a reason for each, where the settings would train on another device or in another precision than
+    was measured, or cannot train here at all."""
+    training, overrides, reasons = settings.training, [], []
+    for key, wanted, measured, asked in (
+        ("device", choice.device, _device(training.device, hardware), training.device),
+        ("precision", choice.precision, _precision_on(choice.device, training.precision, hardware), training.precision),
+    ):
+        if measured != wanted:
+            why = "cannot be had here" if measured is None else f"means {measured} here"
+            overrides.append(f"training.{key}={wanted}")
+            reasons.append(f"{wanted} was measured; the settings' training.{key}={asked} {why}")
+    return overrides, reasons
+
+
+def _device(name: str, hardware: HardwareReport) -> str | None:
+    try:
+        return resolve(name, "fp32", hardware).device
+    except DeviceError:
+        return None
+
+
+def _precision_on(device: str, name: str, hardware: HardwareReport) -> str | None:
+    try:
+        return resolve(device, name, hardware).precision
+    except DeviceError:
+        return None
+
+
+def command(preset: str, data_dir: Path | None, overrides: Sequence[str]) -> str:
+    """The training command with these overrides; of several values for one key the last counts and is shown."""
     folder = [] if data_dir is None else ["--data-dir", str(data_dir)]
-    return shlex.join(["hope", "train", "--preset", preset, *folder, *overrides])
+    last: dict[str, str] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        last[text if value.lstrip().startswith("{") else key] = text  # mappings are merged
+    return shlex.join(["hope", "train", "--preset", preset, *folder, *last.values()])

@@ -20,9 +20,11 @@ PLAIN_WIDTH = 160
 
 
 def make_console(*, stderr: bool) -> Console:
-    """A console on stdout or stderr; off a terminal it is wide enough that no table is cut."""
+    """A console on stdout or stderr that shows texts as they are; off a terminal it is wide enough that no table is
+    cut."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH, soft_wrap=False)
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width, soft_wrap=False)
 
 
 def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json: bool) -> None:

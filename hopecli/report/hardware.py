@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from hopecli.engine.results import Bench, Timing
@@ -29,12 +28,12 @@ def machine_tables(machine: Machine) -> list[Table]:
             "yes" if trial.usable else "no",
             _error(trial.loss_error),
             _error(trial.gradient_error),
-            escape(trial.reason),
+            trial.reason,
         ]
         for trial in machine.precisions
     ]
     attention = [
-        [trial.backend, "yes" if trial.works else "no", _error(trial.max_error), escape(trial.reason)]
+        [trial.backend, "yes" if trial.works else "no", _error(trial.max_error), trial.reason]
         for trial in machine.attention
     ]
     return [
@@ -60,7 +59,7 @@ def _facts(machine: Machine) -> Mapping[str, Any]:
     for i, gpu in enumerate(h.cuda):
         free = f", {_gib(s.cuda_free)} free" if i == 0 and s.cuda_free is not None else ""
         capability = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-        facts[f"GPU {i}"] = f"{escape(gpu.name)}, {_gib(gpu.memory)}{free}, {capability}"
+        facts[f"GPU {i}"] = f"{gpu.name}, {_gib(gpu.memory)}{free}, {capability}"
     if h.cuda_version is None:
         facts["CUDA"] = "torch was built without CUDA"
     elif not h.cuda:
@@ -69,7 +68,7 @@ def _facts(machine: Machine) -> Mapping[str, Any]:
         facts["CUDA"] = f"{h.cuda_version}, driver {s.driver or 'not known'}, cuDNN {s.cudnn or 'none'}"
     facts["MPS"] = f"available, up to {_gib(s.mps_memory)}" if h.mps else f"no: {h.mps_reason}"
     bf16 = {True: ", bf16 instructions", False: ", no bf16 instructions", None: ""}[s.fast_bf16]
-    facts["CPU"] = f"{escape(h.processor)}, {h.cores} cores, {h.threads} threads, {s.instructions}{bf16}"
+    facts["CPU"] = f"{h.processor}, {h.cores} cores, {h.threads} threads, {s.instructions}{bf16}"
     available = "" if s.memory_available is None else f", {_gib(s.memory_available)} available"
     facts["RAM"] = None if h.memory is None else f"{_gib(h.memory)}{available}"
     facts["system"] = f"{h.system} {h.machine}" + (f", macOS {s.macos}" if s.macos else "")
@@ -122,8 +121,8 @@ def _more(bench: Bench) -> Mapping[str, Any]:
 
 
 def _advice(bench: Bench) -> Mapping[str, str]:
-    reasons = {f"{i}.": escape(reason) for i, reason in enumerate(bench.reasons, start=1)}
-    return {**reasons, "command": escape(bench.command)}
+    reasons = {f"{i}.": reason for i, reason in enumerate(bench.reasons, start=1)}
+    return {**reasons, "command": bench.command}
 
 
 def _gib(count: float | None) -> str | None:

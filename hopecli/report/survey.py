@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -58,7 +57,7 @@ class SurveyProgress:
 def survey_report(survey: Survey) -> list[RenderableType]:
     """Tables of sizes, content, findings and presets, and the verdict in one line."""
     parts: list[RenderableType] = [
-        pairs_table(f"Clips in {escape(survey.folder)}", _sizes(survey)),
+        pairs_table(f"Clips in {survey.folder}", _sizes(survey)),
         pairs_table(_content_title(survey), _content(survey)),
         pairs_table("Actions", _actions(survey)),
     ]
@@ -92,13 +91,13 @@ def _sizes(survey: Survey) -> Mapping[str, Any]:
     return {
         "clips": f"{survey.clips}, ids {ids.first} to {ids.last}, {gaps}",
         "usable": f"{survey.usable} pass training's check for {survey.checked_frames} frames",
-        "feature map": escape(survey.feature_map),
-        "layouts": escape(_counts(survey.layouts)),
+        "feature map": survey.feature_map,
+        "layouts": _counts(survey.layouts),
         "dtypes": _counts(survey.dtypes),
         "encoded frames T": frames or None,
         "patches N, grid": None if g.patches is None else f"{g.patches}, {grid or 'not square'}",
         "width D": g.width,
-        "sizes inferred from": None if g.inferred_from is None else escape(g.inferred_from),
+        "sizes inferred from": g.inferred_from,
         "states, extrinsics": f"in {survey.states} and {survey.extrinsics} clips",
         "on disk": size(survey.storage.bytes),
         "read rate": None if rate is None else f"{size(rate)}/s (page cache included)",
@@ -153,8 +152,8 @@ def _finding_row(finding: Finding) -> list[str]:
         finding.severity,
         finding.code,
         str(finding.count),
-        escape(", ".join(finding.clips) + more),
-        escape(finding.example),
+        ", ".join(finding.clips) + more,
+        finding.example,
     ]
 
 
@@ -163,7 +162,7 @@ def _preset_row(fit: PresetFit) -> list[str]:
     if fit.train_clips is not None and fit.held_out_ids is not None:
         split = f"{fit.train_clips} train, {fit.held_out_clips} held out (ids {_range(fit.held_out_ids)})"
     needs = fit.problem or " ".join(fit.overrides)
-    return [fit.name, "yes" if fit.fits else "no", escape(needs) or "none", split]
+    return [fit.name, "yes" if fit.fits else "no", needs or "none", split]
 
 
 def _range(ids: tuple[int, int]) -> str:

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text, TextType
 
 from hopecli.config.explain import ValueRow
 from hopecli.engine.results import DryRun, EvalResults, Interval, TrainSummary, ValidationRecord
@@ -18,25 +21,71 @@ ROW_TITLES = {
     "shuffled_action": "shuffled action",
 }
 
+_PLAIN: dict[str, Any] = {"box": box.SIMPLE, "title_justify": "left", "pad_edge": False, "collapse_padding": True}
+
+
+class _Continued(Table):
+    """A table whose columns go on below, beside the first `labels` columns again, where the terminal is too narrow."""
+
+    def __init__(self, title: TextType | None, *, labels: int):
+        super().__init__(title=title, **_PLAIN)
+        self.labels = labels
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first = self.labels
+        if first == len(self.columns) or self._fits(self, console, options):
+            yield from super().__rich_console__(console, options)
+            return
+        while first < len(self.columns):
+            last = len(self.columns)
+            while last > first + 1 and not self._fits(self._part(first, last), console, options):
+                last -= 1
+            yield self._part(first, last)
+            first = last
+
+    def _part(self, first: int, last: int) -> Table:
+        part = Table(title=self.title if first == self.labels else None, **_PLAIN)
+        shown = [*self.columns[: self.labels], *self.columns[first:last]]
+        for column in shown:
+            no_wrap = column.no_wrap and last > first + 1
+            part.add_column(column.header, justify=column.justify, overflow="fold", no_wrap=no_wrap)
+        for row in zip(*(column.cells for column in shown), strict=True):
+            part.add_row(*row)
+        return part
+
+    def _fits(self, table: Table, console: Console, options: ConsoleOptions) -> bool:
+        """Whether all numbers fit beside labels that may be broken between words."""
+        unlimited = options.update(max_width=10_000)
+        width = Table.__rich_measure__(table, console, unlimited).maximum
+        for column in self.columns[: self.labels]:
+            sizes = [Measurement.get(console, unlimited, cell) for cell in column.cells]
+            width -= max((x.maximum for x in sizes), default=0) - max((x.minimum for x in sizes), default=0)
+        return width <= options.max_width
+
+
+# Titles and cells are Text, never markup: paths and names may hold square brackets.
+def _title(title: str) -> Text:
+    return Text(title, style="table.title")
+
 
 def pairs_table(title: str, rows: Mapping[str, Any]) -> Table:
     """Two columns: what and value."""
-    table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
+    table = Table(title=_title(title), box=box.SIMPLE, show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, "not measured" if value is None else str(value))
+        table.add_row(Text(key), Text("not measured" if value is None else str(value)))
     return table
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> Table:
-    """A table whose columns from `numbers_from` on are right-aligned and never wrapped."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", pad_edge=False, collapse_padding=True)
+    """A table whose columns from `numbers_from` on are right-aligned and, where they do not fit, continued below."""
+    table = _Continued(_title(title), labels=numbers_from)
     for i, column in enumerate(columns):
         number = i >= numbers_from
-        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(Text(column), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

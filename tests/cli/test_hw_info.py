@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from tests.cli.runner import TINY, hope
@@ -47,8 +48,24 @@ def test_bench_of_a_tiny_model_with_clips(tmp_path: Path) -> None:
     assert json.loads(outcome.out)["bench"]["loader_clips_per_second"] > 0
 
 
+def test_the_recommended_command_runs(tmp_path: Path) -> None:
+    """The preset is a file that no name finds, and asks for a device that is not there."""
+    lines = ["extends: quickstart", "training:", "  device: cuda", "  epochs: 1"]
+    (tmp_path / "mine.yaml").write_text("\n".join(lines) + "\n")
+    command = ["hw-info", "--device", "cpu", "--bench", "--preset", "./mine.yaml", *TINY, "training.epochs=1", "--json"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 0, outcome.err
+    words = shlex.split(json.loads(outcome.out)["bench"]["command"])
+    assert words[:4] == ["hope", "train", "--preset", "./mine.yaml"]
+    assert "training.device=cpu" in words
+    trained = hope(words[1:], tmp_path)
+    assert trained.code == 0, trained.err
+
+
 def test_mistakes(tmp_path: Path) -> None:
     assert hope(["hw-info", "--preset", "quickstart"], tmp_path).code == 2
     assert hope(["hw-info", "--device", "cpu", "--precision", "fp16"], tmp_path).code == 5
+    assert hope(["hw-info", "--device", "foo"], tmp_path).code == 2
+    assert hope(["hw-info", "--precision", "foo"], tmp_path).code == 2
     assert hope(["hw-info", "--bench", "--device", "cpu", "--preset", "nope"], tmp_path).code == 2
     assert hope(["hw-info", "--bench", "--device", "cpu", "--data-dir", "nowhere"], tmp_path).code == 3

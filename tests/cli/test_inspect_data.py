@@ -12,7 +12,7 @@ from hopecli.config.load import load_preset
 from hopecli.data.split import make_split
 from hopecli.data.store import ClipStore
 from tests.broken_clips import write_broken_folder
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, hope, one_line, only_run
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,42 @@ def test_every_code_is_in_the_help(folder: Path) -> None:
     text = hope(["inspect-data", "--help"], folder).out
     words = set(text.replace(",", " ").replace(".", " ").split())
     assert set(CODES) <= words
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_survey(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.png").mkdir()
+    for place in (tmp_path / "file" / "p.png", tmp_path / "folder.png"):
+        outcome = hope(["inspect-data", "clips", "--plot", str(place), "--json"], folder)
+        assert outcome.code == 2
+        assert f"--plot {place}: cannot be written" in one_line(outcome)
+        assert "surveyed" not in outcome.err
+
+
+def test_the_survey_is_shown_when_the_picture_turns_out_unwritable(folder: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        outcome = hope(["inspect-data", "clips", "--plot", "large.png", "--json"], folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 2
+    assert json.loads(outcome.out)["clips"] == 20
+    assert outcome.err.splitlines()[-1].startswith("error: --plot large.png: cannot be written: File too large")
+    assert not list(folder.glob("*large.png*"))
+
+
+def test_frames_that_the_user_asks_for_are_not_lowered(folder: Path) -> None:
+    assert inspect(folder, "clips", "--num-timesteps", "8")["errors"] == 0
+    found = inspect(folder, "clips", "--num-timesteps", "9", code=3)
+    assert [(f["code"], f["count"]) for f in found["findings"]] == [("too_few_frames", 20)]
+    assert (found["checked_frames"], found["usable"]) == (9, 0)
+
+
+def test_two_clips_with_one_number_fit_no_preset(tmp_path: Path) -> None:
+    assert hope(["make-clips", "clips", "--clips", "18", "--grid", "4", "--dim", "64"], tmp_path).code == 0
+    (tmp_path / "clips" / "clip_3").mkdir()
+    for fit in inspect(tmp_path, "clips", code=3)["presets"]:
+        assert not fit["fits"]
+        assert "the same number" in fit["problem"]

@@ -27,6 +27,7 @@ def look(folder: Path, changes: dict[str, Any] | None = None) -> Surveyed:
         "deep": False,
         "known_grids": [16, GRID],
         "num_timesteps": 8,
+        "shorten": True,
         "pictures": False,
         "on_progress": lambda stage, done, total: None,
     }
@@ -38,7 +39,7 @@ def survey(folder: Path, changes: dict[str, Any] | None = None) -> Survey:
 
 
 def store_as_surveyed(folder: Path, found: Survey) -> ClipStore:
-    settings = training_settings(found.geometry, found.actions, found.feature_map, 8)
+    settings = training_settings(found.geometry, found.actions, found.feature_map, 8, shorten=True)
     return ClipStore(folder, settings, use_extrinsics=False)
 
 
@@ -289,3 +290,80 @@ def test_files_without_permission_are_unreadable(tmp_path: Path) -> None:
         write_healthy(tmp_path, number)
     feature_file(tmp_path, "clip_00001").chmod(0)
     assert [(f.code, f.clips) for f in survey(tmp_path).findings] == [("unreadable", ("clip_00001",))]
+
+
+def with_nan(array: np.ndarray, *place: int) -> np.ndarray:
+    array = array.astype(np.float32)
+    array[place] = np.nan
+    return array
+
+
+def test_values_that_training_does_not_read_are_no_errors(tmp_path: Path) -> None:
+    """12 frames, of which 8 are used: impulse alignment reads action row 1, and states of the first 7 tubelets."""
+    for number in range(20):
+        write_clip(tmp_path, number, features=make_features(number, frames=12), actions=push_rows(24, (1,)))
+    rows = push_rows(24, (1,))
+    unused = {
+        20: {"features": with_nan(make_features(20, frames=12), 8, 0, 0)},
+        21: {"actions": with_nan(rows, 5, 0)},
+        22: {"states": with_nan(rows, 0, 1)},
+        23: {"states": with_nan(rows, 15, 1)},
+        24: {"extrinsics": with_nan(rows[:, :1], 0, 0)},
+    }
+    used = {
+        30: {"features": with_nan(make_features(30, frames=12), 7, 3, 3)},
+        31: {"actions": with_nan(rows, 1, 0)},
+        32: {"states": with_nan(rows, 13, 1)},
+    }
+    for number, changes in {**unused, **used}.items():
+        write_clip(tmp_path, number, **{"features": make_features(number, frames=12), "actions": rows, **changes})
+    found = survey(tmp_path)
+    named = {f.code: f.clips for f in found.findings if f.code.startswith("not_finite")}
+    assert named == {
+        "not_finite": tuple(f"clip_000{number}" for number in used),
+        "not_finite_unused": tuple(f"clip_000{number}" for number in unused),
+    }
+    assert found.usable == found.clips - len(used)
+    assert found.features is not None
+    assert np.isfinite(found.features.mean)
+    store = store_as_surveyed(tmp_path, found)
+    for number in range(20, 25):
+        store.read(f"clip_{number:05d}")
+    for number in used:
+        with pytest.raises(ClipProblem, match="NaN"):
+            store.read(f"clip_{number:05d}")
+
+
+def test_extrinsics_that_are_not_finite_are_unusable(tmp_path: Path) -> None:
+    for number in range(3):
+        clip = write_healthy(tmp_path, number)
+    np.save(clip / "actions_states/extrinsics.npy", np.full((8, 1), np.nan))
+    assert {f.code: f.clips for f in survey(tmp_path).findings} == {"extrinsics_unusable": ("clip_00002",)}
+
+
+def test_actions_of_another_width_do_not_count(tmp_path: Path) -> None:
+    for number in range(3):
+        write_clip(tmp_path, number, actions=push_rows(2 * FRAMES, (1,)))
+    before = survey(tmp_path).actions
+    write_clip(tmp_path, 3, actions=np.zeros((FRAMES - 1, 5), np.float32))
+    found = survey(tmp_path)
+    assert found.actions == before
+    assert before.rows == {2 * FRAMES: 3}
+    assert before.alignments == {"impulse": 3, "per_timestep": 3, "as_is": 0}
+    assert [(f.code, f.clips) for f in found.findings] == [("actions_shape", ("clip_00003",))]
+
+
+@pytest.mark.filterwarnings("error")
+def test_enormous_values_cause_no_warnings(tmp_path: Path) -> None:
+    for number in range(4):
+        features = (make_features(number) * 1e30).astype(np.float32)
+        write_clip(tmp_path, number, features=features, actions=push_rows(2 * FRAMES, (1,)).astype(np.float64) * 1e300)
+    found = look(tmp_path, {"pictures": True})
+    assert [(f.code, f.count) for f in found.survey.findings] == [("not_finite", 4)]
+    for number in range(4):
+        np.save(tmp_path / f"clip_0000{number}/actions_states/actions.npy", push_rows(2 * FRAMES, (1,)) * 1e30)
+    found = look(tmp_path, {"pictures": True})
+    assert found.pictures is not None
+    assert found.pictures.pca is not None
+    assert np.isfinite(found.pictures.pca).all()
+    assert np.isfinite(found.pictures.norms).all()

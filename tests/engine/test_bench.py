@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from hopecli.config.load import load_preset
 from hopecli.config.schema import Settings
 from hopecli.engine import probes
 from hopecli.engine.bench import bench, loader_rate, training_flops
-from hopecli.engine.bench_advice import Evidence, advise, command
+from hopecli.engine.bench_advice import Evidence, advise, as_measured, command
 from hopecli.engine.bench_machine import COPY_BYTES, MATMUL_SIDE, matmul_rate, measure_in_turn, timed_and_counted
 from hopecli.engine.bench_passes import adaptation_pass, inference_passes, recomputed_rollout, training_pass
 from hopecli.engine.dry_run import random_batch
 from hopecli.engine.runtime import Runtime, start
 from hopecli.errors import DataError
-from hopecli.hardware import probe, resolve
+from hopecli.hardware import CudaDevice, probe, resolve
 from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.rollout import rollout
@@ -181,6 +182,25 @@ def test_advice_follows_from_the_numbers(changes: dict[str, Any], overrides: lis
     line = command("quickstart", Path("my clips"), found)
     assert line.startswith("hope train --preset quickstart --data-dir 'my clips'")
     assert line.endswith(" ".join(overrides))
+
+
+def test_the_command_runs_on_what_was_measured() -> None:
+    here = replace(probe(), cuda=(), mps=False)
+    cpu = resolve("auto", "auto", here)
+    assert as_measured(tiny(), cpu, here) == ([], [])
+    assert as_measured(tiny("training.device=cpu"), cpu, here) == ([], [])
+    found, reasons = as_measured(tiny("training.device=cuda", "training.precision=fp16"), cpu, here)
+    assert found == ["training.device=cpu", "training.precision=fp32"]
+    assert reasons == [
+        "cpu was measured; the settings' training.device=cuda cannot be had here",
+        "fp32 was measured; the settings' training.precision=fp16 cannot be had here",
+    ]
+    gpu = replace(here, cuda_version="12.4", cuda=(CudaDevice("NVIDIA A100", 2**34, (8, 0)),))
+    found, reasons = as_measured(tiny(), resolve("cpu", "auto", gpu), gpu)
+    assert found == ["training.device=cpu"]
+    assert "training.device=auto means cuda here" in reasons[0]
+    line = command("./mine.yaml", None, ["training.precision=fp16", "a={b: 1}", "a={c: 2}", "training.precision=bf16"])
+    assert line == "hope train --preset ./mine.yaml training.precision=bf16 'a={b: 1}' 'a={c: 2}'"
 
 
 def test_precisions_are_judged_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,128 @@
+"""Folders that appear complete or not at all: filled under a hidden name, moved to their own at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+_STALE_SECONDS = 24 * 3600
+# File names have at most 255 bytes; what is added to a long one must not break it.
+_NAME_BYTES = 200
+
+
+@contextmanager
+def staged(out_dir: Path, *, last: str) -> Iterator[Path]:
+    """A hidden folder to fill, which becomes `out_dir` at the end of the block; an error leaves nothing of it.
+
+    A new out_dir appears by one rename. One that exists (empty) stays the same directory, for it may be a mount point
+    or someone's working directory: the entries move up into it one by one, the file `last` after all others, so that
+    a folder without `last` was cut off (by a crash: every error and signal leaves it empty). SIGTERM cleans up as
+    Ctrl-C does.
+    """
+    inside = out_dir.is_dir()
+    parent = out_dir if inside else out_dir.parent
+    staging = parent / hidden_name(out_dir.name)
+    with sigterm_as_interrupt():
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+            if inside:
+                _move_up(staging, out_dir, last)
+            else:
+                os.replace(staging, out_dir)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def hidden_name(name: str) -> str:
+    """A new hidden name beside `name` that tells which process owns it."""
+    return f".{_short(name)}.{_place()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt while the block runs (in the main thread, unless the signal is ignored)."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _move_up(staging: Path, out_dir: Path, last: str) -> None:
+    names = sorted(os.listdir(staging), key=lambda name: (name == last, name))
+    try:
+        for name in names:
+            os.rename(staging / name, out_dir / name)
+    except BaseException:
+        for name in names:
+            if not os.path.lexists(staging / name):  # it was moved: what stands there is ours
+                _remove(out_dir / name)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_stale(out_dir: Path) -> None:
+    """Remove hidden folders for `out_dir`, in and beside it, that no live process fills."""
+    pattern = re.compile(rf"\.{re.escape(_short(out_dir.name))}\.(?:([0-9a-f]{{8}})-(\d{{1,9}})-)?[0-9a-f]+\.partial")
+    for parent in (out_dir, out_dir.parent):
+        for path in list(parent.iterdir()) if parent.is_dir() else ():
+            match = pattern.fullmatch(path.name)
+            if match is None:
+                continue
+            with suppress(OSError):  # another process may remove it at the same time
+                # Another host of a shared disk, or another container, may be alive: only age tells.
+                old = time.time() - path.stat().st_mtime > _STALE_SECONDS
+                if old or (match[1] == _place() and not _alive(int(match[2]))):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # there, asking with signal 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _place() -> str:
+    """Eight digits for the machine and, in containers, the numbering of processes: where a process id means one."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbering = ""
+    return hashlib.sha256(f"{platform.node()} {numbering}".encode()).hexdigest()[:8]
+
+
+def _short(name: str) -> str:
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")

@@ -1,0 +1,73 @@
+"""hope make-clips through the real command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import hope, one_line
+
+SMALL = ["--clips", "2", "--grid", "2", "--dim", "4"]
+
+
+def test_square_brackets_in_paths_are_no_markup(tmp_path: Path) -> None:
+    for name in ("x[/red]y", "[bold]z"):
+        outcome = hope(["make-clips", name, *SMALL], tmp_path)
+        assert outcome.code == 0, outcome.err
+        assert f"2 clips in {name}" in outcome.out
+        inspected = hope(["inspect-data", name], tmp_path)
+        assert inspected.code == 0, inspected.err
+        assert f"Clips in {name}" in inspected.out
+
+
+def test_the_working_directory_may_be_filled(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    before = here.stat().st_ino
+    outcome = hope(["make-clips", ".", *SMALL], here)
+    assert outcome.code == 0, outcome.err
+    assert here.stat().st_ino == before
+    assert sorted(path.name for path in here.iterdir()) == ["clip_00000", "clip_00001", "clips.json"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, exists: bool) -> None:
+    """A limit on the size of files makes numpy's writes fall short, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    if exists:
+        (tmp_path / "out").mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        outcome = hope(["make-clips", "out", "--clips", "2", "--grid", "4", "--dim", "16"], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.code == 3, outcome.err
+    line = one_line(outcome)
+    assert "the disk may be full" in line
+    assert "free space" in line
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if exists else [])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "limit"), [("clips", "100001", "100000"), ("grid", "65", "64"), ("dim", "102400", "16384")]
+)
+def test_a_size_that_must_be_a_slip_is_refused(tmp_path: Path, option: str, value: str, limit: str) -> None:
+    outcome = hope(["make-clips", "out", *SMALL, f"--{option}", value], tmp_path)
+    assert outcome.code == 2
+    line = one_line(outcome)
+    for word in (option, f"at most {limit}", value):
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clips_that_no_disk_holds_are_refused_before_work_starts(tmp_path: Path) -> None:
+    sizes = ["--clips", "100000", "--grid", "64", "--dim", "16384", "--dtype", "float32"]
+    if shutil.disk_usage(tmp_path).free > 2e14:
+        pytest.skip("this disk would hold them")
+    outcome = hope(["make-clips", "out", *sizes], tmp_path)
+    assert outcome.code == 3
+    assert "the features need 200,000.0 GiB" in one_line(outcome)
+    assert list(tmp_path.iterdir()) == []
