@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,3 +73,91 @@ def test_files_that_cannot_be_checked(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "vjepa2_ac_small.npz y " in capsys.readouterr().out
     assert main([str(tmp_path / "vjepa2_ac_absent.npz")]) == 2
     assert main([]) == 2
+
+
+Change = dict[str, Any]
+
+
+def written(target: Path, source: str, *, meta: Change | None = None, whole_meta: Any = ..., **arrays: Any) -> str:
+    """A copy of a reference file under other meta values and arrays; None leaves one out."""
+    with np.load(GOLDEN / source) as archive:
+        content = {name: archive[name] for name in archive.files}
+    values = {**json.loads(str(content["meta"])), **(meta or {})} if whole_meta is ... else whole_meta
+    content = {**content, "meta": np.array(json.dumps(values)), **arrays}
+    np.savez(target, **{name: array for name, array in content.items() if array is not None})
+    return str(target)
+
+
+VIT, LSTM, HOPE = "vjepa2_ac_small.npz", "convlstm_small.npz", "hope_block_small.npz"
+REFUSED: list[tuple[str, Change, str]] = [
+    (VIT, {"meta": {"norm_eps": 1e-5}}, "meta norm_eps must be 1e-06 as in the code, not 1e-05"),
+    (
+        VIT,
+        {"meta": {"layer_norm_eps_of_representations": 1e-6}},
+        "meta layer_norm_eps_of_representations must be 1e-05",
+    ),
+    (VIT, {"meta": {"rope": "sideways"}}, 'meta rope must be vjepa2 or exact, not "sideways"'),
+    (VIT, {"meta": {"T": 0}}, "meta T must be a whole number of at least 2, not 0"),
+    (VIT, {"meta": {"num_heads": 0}}, "meta num_heads must be a whole number of at least 1"),
+    (VIT, {"meta": {"num_heads": 5}}, "not a multiple of num_heads 5"),
+    (VIT, {"meta": {"depth": 2.5}}, "meta depth must be a whole number of at least 1, not 2.5"),
+    (VIT, {"meta": {"depth": 2}}, "Error(s) in loading state_dict"),
+    (VIT, {"meta": {"mlp_ratio": "4"}}, "meta mlp_ratio must be a positive number"),
+    (VIT, {"meta": {"use_extrinsics": 1}}, "meta use_extrinsics must be true or false"),
+    (VIT, {"meta": {"rollout_steps": 4}}, "meta rollout_steps 4 after 1 context frames exceed the 4 frames"),
+    (VIT, {"meta": {"rollout_loss": "1"}}, "meta rollout_loss must be a number"),
+    (VIT, {"meta": {"hindsight_loss": 1.0}}, "nothing here computes hindsight_loss"),
+    (VIT, {"whole_meta": [1]}, "meta must be a JSON object, not [1]"),
+    (VIT, {"whole_meta": None}, "meta must be a JSON object, not null"),
+    (VIT, {"meta": {"grid": None}}, "meta grid must be a whole number"),
+    (VIT, {"x": None}, "there is no x"),
+    (VIT, {"y": None}, "it has no expected y"),
+    (VIT, {"x": np.array(["a"])}, "x holds <U1, not numbers"),
+    (VIT, {"attention": np.zeros(3)}, "nothing here computes attention"),
+    (LSTM, {"meta": {"hidden_dim": "8"}}, "meta hidden_dim must be a whole number"),
+    (LSTM, {"meta": {"grid": 2}}, "x has shape (2, 80, 12), by meta it must be (any, 20, 12)"),
+    (LSTM, {"cell": np.zeros(3)}, "nothing here computes cell"),
+    (HOPE, {"meta": {"rms_eps": 1e-5}}, "meta rms_eps must be 1e-06"),
+    (HOPE, {"meta": {"layer_norm_eps": 1e-5}}, "meta layer_norm_eps must be 1e-06"),
+    (HOPE, {"meta": {"memory_order": ["v", "k", "eta", "alpha", "mem"]}}, "meta memory_order must be"),
+    (HOPE, {"meta": {"rope": "sideways"}}, "meta rope must be vjepa2 or exact"),
+    (HOPE, {"meta": {"rope": ["exact"]}}, "meta rope must be vjepa2 or exact"),
+    (HOPE, {"meta": {"frames": 9}}, "by meta it must be (any, 9, 6, 24)"),
+    (HOPE, {"meta": {"cms_hidden_multipliers": 2.0}}, "meta cms_hidden_multipliers must be a list of positive numbers"),
+    (HOPE, {"meta": {"read": "sideways"}}, "read is 'sideways'"),
+    (HOPE, {"meta": {"num_heads": 5}}, "dim 24 is not a multiple of num_heads 5"),
+    (HOPE, {"states": np.zeros(3)}, "nothing here computes states"),
+]
+
+
+@pytest.mark.parametrize(("source", "change", "text"), REFUSED)
+def test_a_file_that_is_not_what_the_code_does_is_refused(
+    source: str, change: Change, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = written(tmp_path / source, source, **change)
+    assert main([bad, str(GOLDEN / LSTM)]) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"{bad}: ")
+    assert text in line
+    assert [row.split()[:2] for row in shown.out.splitlines()] == [[str(GOLDEN / LSTM), "y"]]  # the next one is checked
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renamed, text = tmp_path / "convlstm_renamed.npz", tmp_path / "convlstm_text.npz"
+    with open(renamed, "wb") as file:
+        np.save(file, np.zeros(3))
+    text.write_text("nothing")
+    assert main([str(renamed), str(text), str(tmp_path), str(GOLDEN / LSTM)]) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 3
+    assert "a single array, not an .npz archive" in shown.err
+    assert shown.out.startswith(str(GOLDEN / LSTM))
+
+
+def test_another_rope_layout_is_honoured_and_a_wrong_loss_found(tmp_path: Path) -> None:
+    assert main([written(tmp_path / VIT, VIT, meta={"rope": "exact"})]) == 1  # these numbers are of the other layout
+    assert main([written(tmp_path / HOPE, HOPE, meta={"rope": "exact"})]) == 1
+    assert main([written(tmp_path / VIT, VIT, meta={"rollout_loss": 1.0})]) == 1
+    assert main([written(tmp_path / VIT, VIT, meta={"rollout_loss": float("nan")})]) == 1
+    assert main([written(tmp_path / VIT, VIT, meta={"rope": "vjepa2", "note": "by hand"})]) == 0

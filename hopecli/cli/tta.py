@@ -84,7 +84,12 @@ def tta_command(
     precision: PrecisionOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Adapt a checkpoint to a stream of clips: predict, score, then adapt, with the frozen model beside it."""
+    """Adapt a checkpoint to a stream of clips: predict, score, then adapt, with the frozen model beside it.
+
+    A CMS level of HOPE steps once in its update period, counted over the stream. With adaptation.reset_per_clip=true
+    the count starts again with each clip, so a level whose period exceeds the steps of a clip never moves, and
+    adapted.safetensors holds the checkpoint's weights.
+    """
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope tta", fix="add --ckpt RUN")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -153,7 +158,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         folder=folder,
         source=None if source is None else (source.store, source.names),
         baselines=request.baselines,
-        identity=identity(trained, request, chosen, source),
+        identity=identity(trained, request, runtime, chosen, source),
         resume=request.resume,
     )
     facts = StreamFacts(
@@ -201,17 +206,26 @@ def find_source(
     return Source(store, names, "held out from training")
 
 
-def identity(trained: Trained, request: Request, chosen: ChosenClips, source: Source | None) -> dict[str, Any]:
-    """What two commands must share for one to go on with the other's stream."""
+def identity(
+    trained: Trained, request: Request, runtime: Runtime, chosen: ChosenClips, source: Source | None
+) -> dict[str, Any]:
+    """What two commands must share for one to go on with the other's stream: all that a score depends on."""
     import hashlib
+
+    from hopecli.engine.tta_job import reading
 
     with open(trained.checkpoint.path, "rb") as file:
         weights = (
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file.read())
         )
-    s = trained.settings.adaptation.model_dump(mode="json")
+    s = trained.settings
     return {
-        **{f"adaptation.{key}": value for key, value in s.items()},
+        **{f"adaptation.{key}": value for key, value in s.adaptation.model_dump(mode="json").items()},
+        **{f"data.{key}": value for key, value in reading(s).items()},
+        "objective.normalize_reps": s.objective.normalize_reps,
+        "objective.loss_exp": s.objective.loss_exp,
+        "device": runtime.choice.device,
+        "precision": runtime.choice.precision,
         "checkpoint": weights,
         "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
         "source": "" if source is None else _hash("\n".join([str(source.store.folder), *source.names]).encode()),

@@ -48,6 +48,12 @@ def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: Tt
         write_csv(folder / "per_clip.csv", [csv_row(row) for row in record.rows])
         plot_stream(results, folder / "stream.png")
     if job.settings.adaptation.adapt != "none":
-        tta = {"protocol": results.protocol, "clips": results.data, "complete": results.complete}
+        reset = job.settings.adaptation.reset_per_clip
+        tta = {
+            "protocol": results.protocol,
+            "clips": results.data,
+            "complete": results.complete,
+            "weights": "the checkpoint's, to which each clip resets them" if reset else "after the last clip",
+        }
         info = {**trained.checkpoint.info, "tta": tta}
         write_weights(folder / "adapted.safetensors", job.model.state_dict(), trained.checkpoint.settings, info)

@@ -63,8 +63,9 @@ def adapted_groups(
 ) -> list[Group]:
     """The parameters that `adapt` names, each once, in the model's order; empty for none.
 
-    HOPE's fc2 of mlp_out steps at its CMS level's update period, all else at every step. No decay on 1-D parameters.
-    SettingsError for an unknown group and for one that matches no parameter of this kind of model.
+    HOPE: whatever belongs to a CMS level (norm, fc1, fc2) steps at that level's update period in every group, all else
+    at every step. No decay on 1-D parameters. SettingsError for an unknown group and for one that matches no parameter
+    of this kind of model.
     """
     if adapt == "none":
         return []
@@ -81,11 +82,10 @@ def adapted_groups(
             )
         chosen |= group_parameters(model, group)
     periods: dict[int, int] = {}
-    if isinstance(model_settings, HopeSettings) and "mlp_out" in adapt.split("+"):
+    if isinstance(model_settings, HopeSettings):
         assert isinstance(model, HopePredictor)
-        for block in model.blocks():
-            for level, period in zip(block.cms, model_settings.cms_update_periods, strict=True):
-                periods |= {id(p): period for p in level.get_submodule("fc2").parameters()}
+        for level, period in enumerate(model_settings.cms_update_periods):
+            periods |= {id(p): period for p in model.cms_parameters(level)}
     members: dict[tuple[int, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if name in chosen:
@@ -120,12 +120,16 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """One update: the loss before it, gradient norms before and after clipping; done is False when it was skipped."""
+    """One update: the loss before it, gradient norms before and after clipping; done is False when it was skipped.
+
+    undid: its loss was not finite, so that the update before it was taken back.
+    """
 
     done: bool
     loss: float
     norm: float = math.nan
     clipped_norm: float = math.nan
+    undid: bool = False
 
 
 class Adapter:
@@ -140,15 +144,17 @@ class Adapter:
         self.optimizer = _optimizer(groups, settings) if groups else None
         self.hold = GradientHold()
         self.memory: Memory = None
+        self.unproven: AdapterState | None = None  # the state before the last step, until a loss after it was finite
         self.initial = self.snapshot()
 
     def step(self, loss: Tensor) -> StepOutcome:
         """One clipped optimizer step down the gradient of `loss`; skipped when loss, gradient or the weights after it
-        are not finite: weights and optimizer are then those before the call."""
+        are not finite: weights and optimizer are then the last that gave a finite loss."""
         assert self.optimizer is not None, "nothing is adapted"
         value = float(loss.detach())
         if not math.isfinite(value):
-            return StepOutcome(False, value)
+            return StepOutcome(False, value, undid=self.undo())
+        self.prove()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = math.inf if self.grad_clip is None else self.grad_clip
@@ -164,7 +170,20 @@ class Adapter:
         if not all_finite(self.parameters):
             self.restore(before)
             return StepOutcome(False, value, norm, clipped)
+        self.unproven = before
         return StepOutcome(True, value, norm, clipped)
+
+    def undo(self) -> bool:
+        """Take back the last step, after which something was not finite; False when it has proved itself before."""
+        if self.unproven is None:
+            return False
+        self.restore(self.unproven)
+        self.unproven = None
+        return True
+
+    def prove(self) -> None:
+        """A loss or prediction from the present weights was finite: the last step stays."""
+        self.unproven = None
 
     @torch.no_grad()
     def snapshot(self) -> AdapterState:
@@ -191,6 +210,7 @@ class Adapter:
     def reset(self) -> None:
         """Back to the state at construction: checkpoint weights, a new optimizer, no memory."""
         self.restore(self.initial)
+        self.unproven = None
 
     @torch.no_grad()
     def drift(self) -> float | None:
@@ -226,6 +246,13 @@ def _cloned(tree: Any) -> Any:
 
 
 def _optimizer(groups: Sequence[Group], settings: AdaptationSettings) -> torch.optim.Optimizer:
+    # The largest factors that torch hands to a kernel: Adam's first step divides by its bias correction.
+    scale = 1.0 if settings.optimizer == "sgd" else 1.0 / (1.0 - settings.betas[0])
+    factors = {"lr": settings.lr * max(scale, settings.weight_decay), "weight_decay": settings.weight_decay}
+    for key, factor in factors.items():
+        if factor > torch.finfo(torch.float32).max:
+            where, value = f"adaptation.{key}", getattr(settings, key)
+            raise SettingsError("a step this long overflows float32", where=where, value=value, fix="use a lower value")
     if settings.optimizer == "sgd":
         return torch.optim.SGD(torch_groups(groups), lr=settings.lr)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam

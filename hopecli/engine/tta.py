@@ -11,26 +11,16 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TypeVar
 
-import torch
-
 from hopecli.data.loader import collate
 from hopecli.engine.adapt import Adapter, adapted_groups, all_finite, only_adapted, swapped
-from hopecli.engine.memory import peak_memory, reset_peak_memory
 from hopecli.engine.signals import stop_on_signal
-from hopecli.engine.tta_clip import (
-    StreamClip,
-    Updates,
-    adapt_on_rollout,
-    make_plan,
-    mean,
-    memory_after,
-    prepare,
-    score,
-    walk_sequentially,
-)
+from hopecli.engine.tta_clip import StreamClip, make_plan, mean, memory_after, prepare, score
+from hopecli.engine.tta_guard import Learned, learn, score_after_update
 from hopecli.engine.tta_job import BASELINES, ROLLING, StreamRecord, TtaJob, order_seeds
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress
+from hopecli.engine.tta_source import finite_mean, source_losses
 from hopecli.engine.tta_state import memory_tensors, pack_adapter, read_state, unpack_adapter, write_state
+from hopecli.engine.tta_timing import larger, timed
 from hopecli.errors import CheckpointError, DataError, SettingsError
 from hopecli.models.protocol import PredictorModule
 
@@ -101,8 +91,10 @@ class _Stream:
         r, total = self.record, len(self.job.names) * len(order_seeds(self.job.settings))
         self.job.sink.begin(done=r.order * len(self.job.names) + r.position, total=total)
         if self.job.source is not None and not r.source_before:
-            r.source_before = self._source_losses()
-            self._note_source(SourceRecord(0, 0, mean(r.source_before)))
+            r.source_before = source_losses(self.job, self.main, self.plan)
+            if not math.isfinite(finite_mean(r.source_before)):
+                raise DataError("none of the source clips could be read and scored", where="--source-data-dir")
+            self._note_source(0, 0, r.source_before)
 
     def clip(self, order: int, name: str) -> None:
         """Predict, score, then adapt on one clip; a clip that cannot be read or scored is counted and left out."""
@@ -118,31 +110,28 @@ class _Stream:
             with swapped(self.main, self.main.initial):
                 loss, ms, size = self._timed(lambda: score(self.main.model, given, plan, job.runtime, None))
             record.frozen[name] = [loss, ms]
-            record.bytes_frozen = _larger(record.bytes_frozen, size)
+            record.bytes_frozen = larger(record.bytes_frozen, size)
         frozen, ms_frozen = record.frozen[name]
         if not math.isfinite(frozen):
             self._skip(name, "its loss under the frozen model is not finite")
             return
         a = job.settings.adaptation
-        if a.reset_per_clip:
-            for adapter in self.adapters.values():
-                adapter.reset()
         periodic = None
         if "periodic_reset" in self.adapters:
             adapter = self.adapters["periodic_reset"]
             if sum(row.order == order for row in record.rows) % a.reset_every == 0:
                 adapter.reset()
-            periodic, _ = self._learn(adapter, given)
+            baseline = learn(adapter, given, frozen, plan, job.runtime)
+            score_after_update(adapter, given, baseline, plan, job.runtime)
             self._observe(adapter, given)
-        (online, updates), ms, size = self._timed(lambda: self._learn(self.main, given))
-        if not math.isfinite(online):  # finite weights and memory can still overflow inside a pass
-            self.main.reset()
-            record.restarts += 1
-            job.sink.message(f"{name}: the adapted prediction is not finite; starting again from the checkpoint")
-            online, updates = self._learn(self.main, given)
-        after = score(self.main.model, given, plan, job.runtime, self.main.memory) if updates.planned else None
+            record.periodic_restarts += self._say_restarts(name, "periodic_reset", baseline)
+            periodic = baseline.online
+        learned, ms, size = self._timed(lambda: learn(self.main, given, frozen, plan, job.runtime))
+        after = score_after_update(self.main, given, learned, plan, job.runtime)
+        record.restarts += self._say_restarts(name, "adapted", learned)
+        online, updates = learned.online, learned.updates
         _, ms_observe, _ = self._timed(lambda: self._observe(self.main, given))
-        record.bytes_adapted = _larger(record.bytes_adapted, size)
+        record.bytes_adapted = larger(record.bytes_adapted, size)
         row = TtaClip(
             order=order,
             position=record.position,
@@ -162,14 +151,17 @@ class _Stream:
             steps_skipped=updates.skipped,
             step_losses=[outcome.loss for outcome in updates.outcomes],
         )
+        if a.reset_per_clip:  # now, so that whatever looks at the weights between clips finds the checkpoint's
+            for adapter in self.adapters.values():
+                adapter.reset()
         record.rows.append(row)
         job.sink.clip(row, self._progress(order))
 
-    def _learn(self, adapter: Adapter, given: StreamClip) -> tuple[float, Updates]:
-        if self.plan.sequential:
-            return walk_sequentially(adapter, given, self.plan, self.job.runtime)
-        online = score(adapter.model, given, self.plan, self.job.runtime, adapter.memory)
-        return online, adapt_on_rollout(adapter, given, self.plan, self.job.runtime)
+    def _say_restarts(self, name: str, which: str, learned: Learned) -> int:
+        if learned.restarts:
+            message = f"{name}: the {which} prediction is not finite; starting again from the checkpoint"
+            self.job.sink.message(message)
+        return learned.restarts
 
     def _observe(self, adapter: Adapter, given: StreamClip) -> None:
         if self.plan.carry:
@@ -186,42 +178,24 @@ class _Stream:
         """The source loss every `source_every` clips; the end of an order has its own."""
         every, done = self.job.settings.adaptation.source_every, self.record.position
         if self.job.source is not None and every and done % every == 0 and done < clips:
-            self._note_source(SourceRecord(order, done, mean(self._source_losses())))
+            self._note_source(order, done, source_losses(self.job, self.main, self.plan))
 
     def end_order(self, order: int) -> None:
         """The source loss after an order; then, unless it was the last, back to the checkpoint for the next one."""
         r, last = self.record, order + 1 == len(order_seeds(self.job.settings))
         if self.job.source is not None:
-            if self.job.settings.adaptation.reset_per_clip:
-                self.main.reset()  # as before any further clip
-            r.source_after.append(self._source_losses())
-            self._note_source(SourceRecord(order, r.position, mean(r.source_after[-1])))
+            r.source_after.append(source_losses(self.job, self.main, self.plan))
+            self._note_source(order, r.position, r.source_after[-1])
         r.order = order + 1
         if not last:
             r.position = 0
             for adapter in self.adapters.values():
                 adapter.reset()
 
-    def _note_source(self, record: SourceRecord) -> None:
+    def _note_source(self, order: int, clips: int, losses: list[float]) -> None:
+        record = SourceRecord(order, clips, finite_mean(losses))
         self.record.source.append(record)
         self.job.sink.source(record)
-
-    def _source_losses(self) -> list[float]:
-        """Loss of every readable source clip, each from the stream's current weights and memory."""
-        assert self.job.source is not None
-        reader, names = self.job.source
-        losses = []
-        for name in names:
-            try:
-                loaded = collate([reader.read(name)]).clips
-            except DataError:
-                continue
-            assert loaded is not None
-            given = prepare(loaded, self.plan, self.job.runtime)
-            losses.append(score(self.main.model, given, self.plan, self.job.runtime, self.main.memory))
-        if not losses:
-            raise DataError("none of the source clips could be read", where="--source-data-dir")
-        return losses
 
     def _progress(self, order: int) -> TtaProgress:
         recent = [row for row in self.record.rows[-ROLLING:] if row.order == order]
@@ -237,19 +211,8 @@ class _Stream:
         )
 
     def _timed(self, work: Callable[[], T]) -> tuple[T, float, int | None]:
-        """The result, milliseconds, and for the first clips the growth of the memory peak in bytes."""
-        device, size = self.job.runtime.device, None
-        probe = len(self.record.rows) < MEMORY_PROBES
-        before = reset_peak_memory(device) if probe else None
-        _wait_for(device)
-        started = time.perf_counter()
-        result = work()
-        _wait_for(device)
-        ms = 1e3 * (time.perf_counter() - started)
-        if before is not None:
-            peak = peak_memory(device)
-            size = None if peak is None else max(0, peak - before)
-        return result, ms, size
+        """As `timed`, with the memory of the first clips."""
+        return timed(work, self.job.runtime.device, probe=len(self.record.rows) < MEMORY_PROBES)
 
     def save(self) -> None:
         """Keep all that --resume needs."""
@@ -280,15 +243,3 @@ class _Stream:
         rows = [TtaClip(**row) for row in record.pop("rows")]
         source = [SourceRecord(**point) for point in record.pop("source")]
         self.record = StreamRecord(**record, rows=rows, source=source)
-
-
-def _larger(a: int | None, b: int | None) -> int | None:
-    return a if b is None else b if a is None else max(a, b)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Kernels run behind the host's back: a clock must wait for them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -5,7 +5,8 @@ Shapes: B = 1 clip, T frames, N patches, D feature width, C context frames, H sc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -103,6 +104,19 @@ class Updates:
         """Planned updates that did not happen."""
         return self.planned - self.done
 
+    def add(self, outcome: StepOutcome) -> None:
+        """The next update, which may have taken back the one before it."""
+        if outcome.undid:
+            self.take_back()
+        self.outcomes.append(outcome)
+
+    def take_back(self) -> None:
+        """The last update done was undone: it counts as skipped."""
+        for i in reversed(range(len(self.outcomes))):
+            if self.outcomes[i].done:
+                self.outcomes[i] = replace(self.outcomes[i], done=False)
+                return
+
     def mean_norm(self, *, clipped: bool) -> float | None:
         """Mean gradient norm of the updates done."""
         norms = [o.clipped_norm if clipped else o.norm for o in self.outcomes if o.done]
@@ -124,7 +138,7 @@ def adapt_on_rollout(adapter: Adapter, given: StreamClip, plan: AdaptationPlan, 
                 memory=adapter.memory,
             )
             loss = distance(prediction.float(), given.target, plan.loss_exp)
-        updates.outcomes.append(adapter.step(loss))
+        updates.add(adapter.step(loss))
         if not updates.outcomes[-1].done:  # the same weights would only fail again
             break
     return updates
@@ -135,26 +149,42 @@ def walk_sequentially(
 ) -> tuple[float, Updates]:
     """Predict frame t+1 from the true frames, score it, take `steps` updates on it, go on; the mean L1 of the scores.
 
-    The memory of the frames before t is the one computed when they were predicted; gradients stay within a frame.
+    The memory of the frames before t is the one computed when they were predicted; gradients stay within a frame. An
+    update after which the next prediction is not finite is taken back.
     """
     model, clip, first = adapter.model, given.clip, plan.context_frames
     updates, errors = Updates(plan.steps * plan.horizon), []
     memory = model.initial_state(len(clip)) if adapter.memory is None else adapter.memory
     for t in range(first + plan.horizon - 1):
-        with torch.no_grad(), runtime.autocast():
-            prediction, after = next_frame(model, clip, t=t, memory=memory, normalize_reps=plan.normalize_reps)
+        prediction, after = _seen(adapter, given, plan, runtime, t, memory)
         if t >= first - 1:
             target = given.target[:, t - first + 1]  # [1, N, D]
-            errors += _errors(prediction[:, None].float(), target[:, None])
+            error = _errors(prediction[:, None].float(), target[:, None])
+            if not math.isfinite(error[0]) and adapter.undo():
+                updates.take_back()
+                prediction, after = _seen(adapter, given, plan, runtime, t, memory)
+                error = _errors(prediction[:, None].float(), target[:, None])
+            if math.isfinite(error[0]):
+                adapter.prove()
+            errors += error
             for _ in range(plan.steps):
                 with runtime.autocast():
                     out, _ = next_frame(model, clip, t=t, memory=memory, normalize_reps=plan.normalize_reps)
                     loss = distance(out.float(), target, plan.loss_exp)
-                updates.outcomes.append(adapter.step(loss))
+                updates.add(adapter.step(loss))
                 if not updates.outcomes[-1].done:
                     break
         memory = after
     return mean(errors), updates
+
+
+@torch.no_grad()
+def _seen(
+    adapter: Adapter, given: StreamClip, plan: AdaptationPlan, runtime: Runtime, t: int, memory: Memory
+) -> tuple[Tensor, Memory]:
+    """The prediction of frame t+1 [1, N, D] without a graph, and the memory after frame t."""
+    with runtime.autocast():
+        return next_frame(adapter.model, given.clip, t=t, memory=memory, normalize_reps=plan.normalize_reps)
 
 
 @torch.no_grad()

@@ -16,6 +16,15 @@ from hopecli.models.protocol import PredictorModule
 
 ROLLING = 50
 BASELINES = ("frozen", "periodic_reset")
+READING = (
+    "feature_map",
+    "num_timesteps",
+    "grid",
+    "embed_dim",
+    "action_dim",
+    "action_alignment",
+    "action_reduce",
+)
 
 
 class ClipReader(Protocol):
@@ -57,6 +66,7 @@ class StreamRecord:
     frozen: dict[str, list[float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     restarts: int = 0
+    periodic_restarts: int = 0
     bytes_adapted: int | None = None
     bytes_frozen: int | None = None
     seconds: float = 0.0
@@ -69,3 +79,8 @@ def order_seeds(settings: Settings) -> list[int | None]:
     if a.orders == 1:
         return [a.order_seed]
     return [(a.order_seed or 0) + i for i in range(a.orders)]
+
+
+def reading(settings: Settings) -> dict[str, Any]:
+    """The data settings that decide what numbers a clip becomes, wherever it lies."""
+    return settings.data.model_dump(mode="json", include=set(READING))

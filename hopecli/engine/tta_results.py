@@ -63,10 +63,13 @@ class TtaProgress:
 @dataclass(frozen=True)
 class Forgetting:
     """A -> B -> A: the source loss before the stream and after it (mean over orders), as measured from the stream's
-    weights and carried memory. difference: after - before with its paired 95 % interval over source clips."""
+    weights and carried memory. difference: after - before with its paired 95 % interval over source clips. left_out:
+    source clips that could not be read, or whose loss was not finite before or after; they are in no number but the
+    trace, which takes those that were finite at its time."""
 
     source: str
     clips: int
+    left_out: int
     before: float
     after: float | None
     difference: Interval | None
@@ -93,6 +96,8 @@ class TtaResults:
     difference: adapted - frozen, paired over clips (mean over orders first); negative is better. per_step: mean loss
     before each update. rolling_*: trailing means over 50 clips of the first order. periodic_reset: its online loss, and
     its difference to frozen. Milliseconds are medians; bytes are the growth of the peak in the passes of a clip.
+    read_as: the data settings that decide what a clip's numbers are. restarts, periodic_reset_restarts: returns to the
+    checkpoint because a prediction was not finite.
     """
 
     checkpoint: str
@@ -105,6 +110,8 @@ class TtaResults:
     context_frames: int
     T_rollout: int
     normalize_reps: bool
+    loss_exp: float
+    read_as: dict[str, Any]
     clips: int
     clips_from: str
     overlap_with_training: int | None
@@ -125,6 +132,7 @@ class TtaResults:
     steps_done: int
     steps_skipped: int
     restarts: int
+    periodic_reset_restarts: int
     grad_norm: float | None
     grad_norm_clipped: float | None
     drift: float | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,8 +12,9 @@ import numpy as np
 from hopecli.engine.results import Interval
 from hopecli.engine.scores import bootstrap_weights, interval
 from hopecli.engine.tta_clip import make_plan
-from hopecli.engine.tta_job import ROLLING, StreamRecord, TtaJob, order_seeds
+from hopecli.engine.tta_job import ROLLING, StreamRecord, TtaJob, order_seeds, reading
 from hopecli.engine.tta_results import AFTER_UPDATE_NOTE, Forgetting, OrderSummary, TtaClip, TtaResults
+from hopecli.engine.tta_source import finite_mean
 from hopecli.errors import DataError
 from hopecli.models.build import count_parameters
 
@@ -58,6 +60,8 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         context_frames=plan.context_frames,
         T_rollout=plan.horizon,
         normalize_reps=plan.normalize_reps,
+        loss_exp=plan.loss_exp,
+        read_as=reading(job.settings),
         clips=len(names),
         clips_from=facts.clips_from,
         overlap_with_training=facts.overlap_with_training,
@@ -78,6 +82,7 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         steps_done=sum(row.steps_done for row in rows),
         steps_skipped=sum(row.steps_skipped for row in rows),
         restarts=record.restarts,
+        periodic_reset_restarts=record.periodic_restarts,
         grad_norm=float(np.mean([before for before, _ in norms])) if norms else None,
         grad_norm_clipped=float(np.mean([after for _, after in norms if after is not None])) if norms else None,
         drift=drifts[-1] if drifts else None,
@@ -104,9 +109,11 @@ def _per_clip(rows: Sequence[TtaClip], names: Sequence[str], column: str) -> np.
 
 
 def _per_step(rows: Sequence[TtaClip]) -> list[float]:
-    """Mean loss before update 1, 2, ..., over the clips that got so far."""
+    """Mean loss before update 1, 2, ..., over the clips that got so far with a finite loss."""
     longest = max(len(row.step_losses) for row in rows)
-    return [float(np.mean([r.step_losses[k] for r in rows if len(r.step_losses) > k])) for k in range(longest)]
+    columns = [[row.step_losses[k] for row in rows if len(row.step_losses) > k] for k in range(longest)]
+    means = [finite_mean(column) for column in columns]
+    return [value for value in means if math.isfinite(value)]
 
 
 def _rolling(values: Sequence[float]) -> list[float]:
@@ -118,19 +125,23 @@ def _forgetting(record: StreamRecord, label: str | None, samples: int, seed: int
     if not record.source_before or label is None:
         return None
     before = np.array(record.source_before)
+    kept = np.isfinite(np.array([record.source_before, *record.source_after])).all(axis=0)
     after: float | None = None
     difference: Interval | None = None
-    if record.source_after:
-        losses = np.mean(record.source_after, axis=0)
+    if record.source_after and kept.any():
+        before = before[kept]
+        losses = np.mean(record.source_after, axis=0)[kept]
         after = float(losses.mean())
         difference = interval(losses - before, bootstrap_weights(len(before), samples=samples, seed=seed))
+    start = finite_mean(before.tolist())
     return Forgetting(
         source=label,
-        clips=len(before),
-        before=float(before.mean()),
+        clips=int(kept.sum()),
+        left_out=int((~kept).sum()),
+        before=start,
         after=after,
         difference=difference,
-        ratio=None if after is None else after / float(before.mean()),
+        ratio=None if after is None else after / start,
         trace=record.source,
     )
 

@@ -7,7 +7,7 @@ w = 2 * floor(floor(hd / 3) / 2) channels; what is left is not rotated. Source: 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -41,7 +41,10 @@ def rotary_tables(
     """Tables for `frames` frames from `first_frame`, tokens in frame order: conditioning tokens, then patches by row.
 
     Patches turn by (frame, row, column), conditioning tokens by the frame only. L = frames * (cond_tokens + grid^2).
+    ValueError for an unknown layout.
     """
+    if layout not in get_args(RopeLayout):
+        raise ValueError(f"rope is {layout!r}, not {' or '.join(get_args(RopeLayout))}")
     width = part_width(head_dim)
     tokens = cond_tokens + grid * grid
     dtype = dtype if dtype == torch.float64 else torch.float32

@@ -7,6 +7,7 @@ C = cond_tokens + N tokens per frame (order: action, state, extrinsics when on, 
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,9 @@ class TokenPredictor(PredictorModule):
         self.action_encoder = nn.Linear(action_dim, width)
         self.state_encoder = nn.Linear(action_dim, width)
         # Always present for key parity with published weights; without extrinsics it never sees data.
-        self.extrinsics_encoder = nn.Linear(action_dim - 1, width)
+        with warnings.catch_warnings():  # A = 1 leaves it empty, which is as it should be
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors", category=UserWarning)
+            self.extrinsics_encoder = nn.Linear(action_dim - 1, width)
         self.extrinsics_encoder.requires_grad_(use_extrinsics)
         self.predictor_norm = nn.LayerNorm(width, eps=1e-6)
         self.predictor_proj = nn.Linear(width, embed_dim)

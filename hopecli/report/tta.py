@@ -175,11 +175,14 @@ def tta_tables(r: TtaResults) -> list[Table]:
         text = f"{f.before:.4f} before"
         if f.after is not None and f.difference is not None and f.ratio is not None:
             text += f", {f.after:.4f} after ({100 * (f.ratio - 1):+.2f} %), difference {spread(f.difference)}"
-        facts["source loss"] = f"{text}; {f.clips} clips, {f.source}"
+        lost = f" ({f.left_out} more not readable or not finite)" if f.left_out else ""
+        facts["source loss"] = f"{text}; {f.clips} clips{lost}, {f.source}"
     if len(r.orders) > 1:
         facts["per order"] = "  ".join(f"{order.difference:+.4f}" for order in r.orders)
     if r.restarts:
         facts["restarts from the checkpoint"] = r.restarts
+    if r.periodic_reset_restarts:
+        facts["restarts of periodic reset"] = r.periodic_reset_restarts
     if r.skipped_clips:
         facts["clips left out"] = len(r.skipped_clips)
     if r.overlap_with_training:

@@ -90,6 +90,9 @@ def test_files_and_results(run: Path) -> None:
     assert results["forgetting"]["before"] == pytest.approx(model["l1"]["mean"], rel=1e-5)  # another batch size
     assert results["periodic_reset"]["mean"] != results["loss_online"]["mean"]
     assert results["protocol"]["adapt"] == "layernorm"
+    assert results["loss_exp"] == 1.0
+    assert results["read_as"]["action_alignment"] == "impulse"
+    assert results["read_as"]["feature_map"] == "vjepa2_vitl16"
 
 
 def test_adapted_weights_can_be_evaluated(run: Path) -> None:
@@ -107,6 +110,21 @@ def test_adapted_weights_can_be_evaluated(run: Path) -> None:
     # The held-out clips under the adapted weights are the source loss after; another batch size.
     assert model["l1"]["mean"] == pytest.approx(results["forgetting"]["after"], rel=1e-5)
     assert model["l1"]["mean"] != pytest.approx(results["forgetting"]["before"], rel=1e-5)
+
+
+def test_resetting_per_clip_saves_the_checkpoint_with_and_without_a_source(run: Path, tmp_path: Path) -> None:
+    make_clips(tmp_path / "source", clips=2, grid=2, dim=8, domain="base", seed=8)
+    arguments = ["--source-data-dir", str(tmp_path / "source"), *FAST, "adaptation.reset_per_clip=true"]
+    adapt(run, *arguments, "--name", "with_source")
+    adapt(run, *arguments[2:], "--name", "no_source")  # held-out clips on their own have none
+    assert json.loads((run / "tta/no_source/results.json").read_text())["forgetting"] is None
+    files = [run / f"tta/{name}/adapted.safetensors" for name in ("with_source", "no_source")]
+    files.append(run / "checkpoints/last/model.safetensors")
+    one, two, start = (load_file(file) for file in files)
+    assert all(np.array_equal(one[key].numpy(), start[key].numpy()) for key in start)
+    assert all(np.array_equal(two[key].numpy(), start[key].numpy()) for key in start)
+    with safe_open(files[0], framework="pt") as archive:
+        assert "the checkpoint's" in json.loads(archive.metadata()["info"])["tta"]["weights"]
 
 
 def test_source_folder_orders_and_tables(run: Path, tmp_path: Path) -> None:
@@ -176,9 +194,15 @@ def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:
     assert part["complete"] is False
     assert 3 <= part["clips"] < 60
     assert json.loads((run / "tta/part/results.json").read_text()) == part
-    other = hope(command(run, *many, "--name", "part", "--resume", "adaptation.lr=0.02"), run.parents[2])
-    assert other.code == 4
-    assert "the interrupted stream had another adaptation.lr" in other.err
+    for key, value in (
+        ("adaptation.lr", "0.02"),
+        ("objective.loss_exp", "2.0"),
+        ("objective.normalize_reps", "false"),
+        ("data.action_reduce", "mean"),
+    ):
+        other = hope(command(run, *many, "--name", "part", "--resume", f"{key}={value}"), run.parents[2])
+        assert other.code == 4
+        assert f"the interrupted stream had another {key} " in other.err
     resumed = adapt(run, *many, "--name", "part", "--resume")
     assert resumed["complete"] is True
     for key in ("loss_online", "difference", "loss_after_update", "per_step", "drift", "forgetting", "share_worse"):
@@ -208,6 +232,7 @@ def test_mirrors_to_wandb_without_an_account(run: Path) -> None:
         (["adaptation.memory=carry"], 2, "a vit_ac model has no memory to carry"),
         (["--baselines", "rdumb"], 2, "Choose from frozen, periodic_reset"),
         (["--resume", "--name", "never"], 4, "no interrupted stream"),
+        (["adaptation.lr=1e38"], 2, "a step this long overflows float32"),
         (["adaptation.T_rollout=8"], 2, "exceeds num_timesteps"),
         (["--wandb", "online"], 2, "there is no W&B key"),
         (["--source-data-dir", "nowhere"], 3, "no such folder"),

@@ -106,9 +106,8 @@ def test_unknown_group_names_what_is_allowed() -> None:
         adapted_groups(build(s), "norms", s.model, 0.0)
 
 
-def test_cms_levels_keep_their_period_in_mlp_out_alone() -> None:
+@pytest.mark.parametrize("adapt", ["layernorm", "bias", "mlp_out", "attn_proj", "bias+mlp_out", "layernorm+attn_proj"])
+def test_whatever_belongs_to_a_cms_level_steps_at_its_period_in_every_group(adapt: str) -> None:
     s = settings("hope")
-    periods = named(build(s), s, "layernorm+mlp_out")
-    for name, period in periods.items():
-        assert period == (4 if ".cms.1.fc2." in name else 1), name
-    assert set(named(build(s), s, "bias").values()) == {1}
+    for name, period in named(build(s), s, adapt).items():
+        assert period == (4 if ".cms.1." in name else 1), name

@@ -121,3 +121,8 @@ def test_rotation_works_under_leading_axes() -> None:
     x = torch.randn(2, 3, TOKENS, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     t = tables(12, first_frame=2)
     assert torch.equal(rotate(x, t)[1, 2], rotate(x[1, 2], t))
+
+
+def test_an_unknown_layout_is_an_error() -> None:
+    with pytest.raises(ValueError, match="rope is 'sideways', not vjepa2 or exact"):
+        tables(12, layout="sideways")  # type: ignore[arg-type]
