@@ -73,12 +73,6 @@ def test_too_little_memory_for_the_model(tmp_path: Path) -> None:
         assert words in one_line(outcome)
 
 
-def test_too_little_memory_for_clips(tmp_path: Path) -> None:
-    outcome = hope(["make-clips", "X", "--clips", "2", "--grid", "1000000", "--dim", "4"], tmp_path)
-    assert outcome.code == 5
-    assert "not enough memory (got 'Unable to allocate" in one_line(outcome)
-
-
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
