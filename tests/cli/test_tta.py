@@ -196,8 +196,6 @@ def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:
     assert json.loads((run / "tta/part/results.json").read_text()) == part
     for key, value in (
         ("adaptation.lr", "0.02"),
-        ("objective.loss_exp", "2.0"),
-        ("objective.normalize_reps", "false"),
         ("data.action_reduce", "mean"),
     ):
         other = hope(command(run, *many, "--name", "part", "--resume", f"{key}={value}"), run.parents[2])
