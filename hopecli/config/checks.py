@@ -69,6 +69,9 @@ def _model(s: Settings) -> Iterator[Problem]:
         if m.width % m.num_heads:
             message = f"must be a multiple of num_heads = {m.num_heads}"
             yield Problem("model.width", m.width, message, of=("model.num_heads",))
+        if m.use_extrinsics and s.data.source == "physics":
+            message = "the clips of data.source: physics have no extrinsics"
+            yield Problem("model.use_extrinsics", True, message, of=("data.source",))
         if m.use_extrinsics and s.data.action_dim < 2:
             message = "extrinsics have action_dim - 1 values, so action_dim >= 2"
             yield Problem("model.use_extrinsics", True, message, of=("data.action_dim",))

@@ -61,6 +61,7 @@ def preset_file(folder: Path, name: str, text: str) -> str:
         ("objective.curriculum=[{epoch: 2, weight: 9}]", ("objective.curriculum[0].weight = 9", "unknown key")),
         ("evaluation.T_rollout=8", ("evaluation.T_rollout = 8", "exceeds num_timesteps = 8")),
         ("data=3", ("data = 3", "section")),
+        ("training.epochs=1" + 18 * "0", ("training.epochs = 1" + 18 * "0", "less than or equal to 1000000000")),
         ("data.batch_size.x=3", ("data.batch_size.x = 3", "not a section")),
         ("data.batch_size", ("data.batch_size", "KEY=VALUE")),
         ("optimizer.lr=", ("optimizer.lr = null: ", "number")),
