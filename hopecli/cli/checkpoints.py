@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hopecli.cli.common import data_overrides, gives_clips, override, with_data_folder
+from hopecli.cli.common import data_overrides, gives_clips, override, runs_folder, with_data_folder
 from hopecli.errors import CheckpointError, DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
@@ -129,7 +128,8 @@ def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None
 
 
 def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callable[[str], None]) -> ChosenClips:
-    """The clips that `evaluation.clips` asks for, with the overlap with training counted by content.
+    """The clips that `evaluation.clips` asks for, with the overlap counted by content: with the clips that the weights
+    were trained on and, for adapted weights, with those they were adapted on.
 
     auto: the held-out part when the folder is the one trained on (or a copy of it), otherwise all clips.
     """
@@ -137,7 +137,8 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
 
     store = open_store(trained.settings, runtime, say)
     split = training_split(trained, say)
-    held_out = [] if split is None else _held_out(store, split)
+    adapted_on = set(trained.checkpoint.info.get("tta", {}).get("fingerprints", ()))
+    held_out = [] if split is None else _held_out(store, split, adapted_on)
     if which == "held_out" and not held_out:
         raise SettingsError(
             "the held-out clips of the training run are not in this folder",
@@ -150,22 +151,24 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
         return ChosenClips(store, list(usable.values()), "held out from training", "held_out", 0, skipped)
     usable, skipped = usable_clips(store)
     names = list(usable.values())
-    seen = set() if split is None else _recognised(store, names, set(split.fingerprints.values()))
-    overlap = None if split is None else len(seen)
+    marks = adapted_on if split is None else adapted_on | set(split.fingerprints.values())
+    seen = len(_recognised(store, names, marks))
+    overlap = None if split is None and not seen else seen
     if overlap:
-        say(f"warning: the checkpoint was trained on {overlap} of these {len(names)} clips")
+        how = "trained or adapted on" if adapted_on else "trained on"
+        say(f"warning: the checkpoint was {how} {overlap} of these {len(names)} clips")
     elif overlap is None:
         say("note: the training split is not known, so overlap with training clips cannot be checked")
     label = _label(trained.settings.data, store.folder)
     return ChosenClips(store, names, f"all of {label}", f"all_{label}", overlap, skipped)
 
 
-def _held_out(store: ClipStore, split: Split) -> list[str]:
+def _held_out(store: ClipStore, split: Split, adapted_on: set[str]) -> list[str]:
     """The held-out clips of a training run in its folder or a copy of it; none in any other folder.
 
     A folder is taken for the one trained on when most clips with the names of training clips have their content
     (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a held-out clip
-    with the content of a training clip, and one that training found unreadable.
+    with the content of a training clip, one that the weights were adapted on, and one that training found unreadable.
     """
     from hopecli.data.store import clip_names
 
@@ -176,7 +179,7 @@ def _held_out(store: ClipStore, split: Split) -> list[str]:
         return []
     selected = set(store.select().values())
     held_out = [name for name in split.held_out if name in selected and name not in split.skipped]
-    copies = _recognised(store, held_out, trained_on)
+    copies = _recognised(store, held_out, trained_on | adapted_on)
     return [name for name in held_out if name not in copies]
 
 
@@ -206,5 +209,4 @@ def results_folder(trained: Trained, kind: str, name: str) -> Path:
         return file.parent / kind / name
     if run_dir is not None:
         return run_dir / kind / name
-    runs = trained.settings.logging.runs_dir or os.environ.get("HOPE_RUNS_DIR") or "runs"
-    return Path(runs) / kind / trained.checkpoint.path.stem / name
+    return runs_folder(trained.settings) / kind / trained.checkpoint.path.stem / name

@@ -134,6 +134,7 @@ def choose_runtime(trained: Trained, device: str | None) -> Runtime:
 
 def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob, StreamFacts]:
     """Stream, source clips, sinks and what identifies the stream."""
+    from hopecli.data.split import fingerprints
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
     from hopecli.engine.tta_summary import StreamFacts
@@ -169,6 +170,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         unreadable=chosen.skipped,
         source_label=None if source is None else source.label,
         adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
+        fingerprints=fingerprints(chosen.store, chosen.names),
     )
     return job, facts
 

@@ -26,7 +26,7 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
         raise StoppedError(stopped, fix=fix)
     results, folder = summarise_stream(job, record, facts), job.folder
     try:
-        write_files(trained, job, record, results)
+        write_files(trained, job, record, results, facts)
         say(f"results: {folder}")
     finally:
         show(results, tta_tables, json=json)
@@ -35,7 +35,7 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
     (folder / STATE_FILE).unlink(missing_ok=True)
 
 
-def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: TtaResults) -> None:
+def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: TtaResults, facts: StreamFacts) -> None:
     """results.json, per_clip.csv, the picture and the adapted weights."""
     from hopecli.engine.checkpoint import write_weights
     from hopecli.engine.results import to_tree
@@ -49,10 +49,14 @@ def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: Tt
         plot_stream(results, folder / "stream.png")
     if job.settings.adaptation.adapt != "none":
         reset = job.settings.adaptation.reset_per_clip
+        earlier = trained.checkpoint.info.get("tta", {}).get("fingerprints", [])  # of weights adapted once before
+        learned = set() if reset else {facts.fingerprints[row.clip] for row in record.rows}
         tta = {
             "protocol": results.protocol,
             "clips": results.data,
             "complete": results.complete,
+            # What an evaluation recognises the clips by that these weights have seen.
+            "fingerprints": sorted({*earlier, *learned}),
             "weights": "the checkpoint's, to which each clip resets them" if reset else "after the last clip",
         }
         info = {**trained.checkpoint.info, "tta": tta}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
@@ -21,7 +21,7 @@ from hopecli.models.build import count_parameters
 
 @dataclass(frozen=True)
 class StreamFacts:
-    """Where checkpoint and clips come from, for the record."""
+    """Where checkpoint and clips come from, for the record; fingerprints: content hash per clip name of the stream."""
 
     checkpoint: str
     data: str
@@ -30,6 +30,7 @@ class StreamFacts:
     unreadable: dict[str, str]
     source_label: str | None
     adapted_parameters: int
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> TtaResults:

@@ -110,6 +110,12 @@ def test_adapted_weights_can_be_evaluated(run: Path) -> None:
     # The held-out clips under the adapted weights are the source loss after; another batch size.
     assert model["l1"]["mean"] == pytest.approx(results["forgetting"]["after"], rel=1e-5)
     assert model["l1"]["mean"] != pytest.approx(results["forgetting"]["before"], rel=1e-5)
+    # On the stream itself the adapted weights have seen every target.
+    outcome = hope(["eval", "--ckpt", str(file), "--device", "cpu", "--json", *ICE], run.parents[2])
+    assert outcome.code == 0, outcome.err
+    seen = results["clips"]
+    assert json.loads(outcome.out)["overlap_with_training"] == seen
+    assert f"warning: the checkpoint was trained or adapted on {seen} of these {seen} clips" in outcome.err
 
 
 def test_resetting_per_clip_saves_the_checkpoint_with_and_without_a_source(run: Path, tmp_path: Path) -> None:
