@@ -222,3 +222,10 @@ def test_section_tree_gives_what_the_preset_writes_down() -> None:
     tree, name = section_tree("test_ac_predictor", ["evaluation", "adaptation"])
     assert name == "test_ac_predictor"
     assert tree == {"evaluation": {"batch_size": 32, "precision": "fp32", "context_frames": 1, "T_rollout": 7}}
+
+
+def test_built_in_clips_have_no_extrinsics() -> None:
+    with pytest.raises(
+        SettingsError, match=r"model\.use_extrinsics = True: the clips of data\.source: physics have no"
+    ):
+        load_preset("quickstart", ["model.use_extrinsics=true"])
