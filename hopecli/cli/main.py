@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import signal
 import sys
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -62,6 +66,20 @@ app.command("hw-info")(hw_info_command)
 app.command("presets")(presets_command)
 
 
+def entry_point() -> NoReturn:
+    """`hope` as a process: main(), after which Ctrl-C can neither change the exit code nor print a traceback."""
+    atexit.register(_ignore_interrupts)  # registered first, so called last
+    try:
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    except KeyboardInterrupt:  # one more while main() was ending
+        code = AbortedError.exit_code
+    _leave(code)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and its exit code, never a traceback."""
     if sys.stderr is None:  # closed by the caller: a file opened later would take its number and receive our lines
@@ -79,7 +97,7 @@ def main() -> None:
         head = "stopped" if isinstance(error, StoppedError | AbortedError) else "error"
         _die(f"{head}: {error}", error.exit_code)
     except KeyboardInterrupt:
-        _die("stopped: interrupted before anything was saved", AbortedError.exit_code)
+        _die("stopped: interrupted; only complete files are kept", AbortedError.exit_code)
     except BrokenPipeError:
         drop_stdout()  # its reader has gone
         raise SystemExit(1) from None
@@ -123,10 +141,28 @@ def _load_env() -> None:
             raise SettingsError(f"cannot be read: {error}", where=".env", fix=fix) from error
 
 
-def _die(message: str, code: int) -> None:
+def _die(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process with `code`; from here on Ctrl-C only skips waiting for threads and the exit functions."""
+
+    def at_once(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the caller ignores it, and so do we
+        signal.signal(signal.SIGINT, at_once)
+    raise SystemExit(code)
+
+
+def _ignore_interrupts() -> None:
+    """While Python takes itself down it runs no handlers: an interrupt would kill the process and hide the code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
-    main()
+    entry_point()

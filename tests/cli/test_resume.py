@@ -184,7 +184,7 @@ def test_ctrl_c_elsewhere_ends_in_one_line_and_leaves_nothing(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "stopped: interrupted before anything was saved"
+    assert err.splitlines()[-1] == "stopped: interrupted; only complete files are kept"
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,47 @@ def test_runs_folder_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert runs_folder(Settings(logging=LoggingSettings(runs_dir="~/other"))) == tmp_path / "other"
     monkeypatch.setenv("HOPE_RUNS_DIR", "")
     assert runs_folder() == Path("runs")
+
+
+# Where the interpreter is when Ctrl-C comes after the command: waiting for a thread, or deleting its modules.
+LATE = {
+    "threads": """
+def late():
+    while threading.main_thread().is_alive():  # until the interpreter waits for this thread
+        time.sleep(0.01)
+    interrupt()
+    time.sleep(30)
+threading.Thread(target=late).start()
+""",
+    "teardown": """
+class Last:
+    def __init__(self):
+        self.call = interrupt
+    def __del__(self):
+        self.call()
+sys.modules["last"] = Last()
+""",
+}
+LATE_HEAD = """
+import functools, os, signal, sys, threading, time
+from hopecli.cli.main import entry_point
+interrupt = functools.partial(os.kill, os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["presets"], 0), (["presets", "absent"], 2)])
+@pytest.mark.parametrize("late", LATE)
+def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{LATE_HEAD}{LATE[late]}entry_point()", *arguments],
+        cwd=tmp_path,
+        env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it for all
+    )
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == (code != 0), done.stderr
+    assert ("vjepa2_ac" in done.stdout) == (code == 0)
