@@ -185,7 +185,7 @@ def _held_out(store: ClipStore, split: Split, adapted_on: set[str]) -> list[str]
 
 def _recognised(store: ClipStore, names: list[str], marks: set[str]) -> set[str]:
     """Those of the clips whose content has one of the fingerprints; a clip that cannot be read has none."""
-    from hopecli.data.split import fingerprints
+    from hopecli.data.fingerprint import fingerprints
 
     found = set()
     for name in names:

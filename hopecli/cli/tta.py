@@ -134,7 +134,7 @@ def choose_runtime(trained: Trained, device: str | None) -> Runtime:
 
 def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob, StreamFacts]:
     """Stream, source clips, sinks and what identifies the stream."""
-    from hopecli.data.split import fingerprints
+    from hopecli.data.fingerprint import fingerprints
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
     from hopecli.engine.tta_summary import StreamFacts

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hopecli.data.fingerprint import MARK_BYTES, fingerprints
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
-from hopecli.errors import CheckpointError, DataError, accessed
+from hopecli.errors import CheckpointError, DataError
 
 _SHORT = "too_few_frames"
-_WHOLE = 1 << 20  # reading this much takes about as long as a few seeks
-_PIECES, _PIECE = 8, 4096
-_MARK_BYTES = 10  # counts up with the recipe, so that marks of an earlier one are told apart
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Split:
     @property
     def comparable(self) -> bool:
         """Whether its fingerprints are made as `fingerprints` makes them now."""
-        return all(len(mark) == 2 * _MARK_BYTES for mark in self.fingerprints.values())
+        return all(len(mark) == 2 * MARK_BYTES for mark in self.fingerprints.values())
 
     def to_json(self) -> str:
         """The text of split.json."""
@@ -129,23 +126,3 @@ def make_split(store: ClipStore) -> Split:
     names = tuple(usable[i] for i in train)
     marks = fingerprints(store, names)
     return Split(names, tuple(usable[i] for i in held_out), skipped, marks)
-
-
-def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
-    """Content hash of each clip: size of the feature file, all of a small one or 8 pieces of 4 KiB over a large one,
-    and all action bytes."""
-    return {name: _fingerprint(store, name) for name in names}
-
-
-def _fingerprint(store: ClipStore, name: str) -> str:
-    features, actions, _, _ = store.paths(name)
-    digest = hashlib.blake2b(digest_size=_MARK_BYTES)
-    with accessed(store.folder / name, kind=DataError), open(features, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest.update(str(size).encode())
-        pieces, length = (1, size) if size <= _WHOLE else (_PIECES, _PIECE)
-        for piece in range(pieces):
-            file.seek(piece * size // pieces)
-            digest.update(file.read(length))
-        digest.update(actions.read_bytes())
-    return digest.hexdigest()

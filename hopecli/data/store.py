@@ -151,6 +151,12 @@ class ClipStore:
         extrinsics = None if rows is None else torch.from_numpy(rows)
         return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
 
+    def stored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """All features and action rows as the files hold them, memory-mapped; raises as `check` does."""
+        self.check(name)
+        features, actions, _, _ = self.paths(name)
+        return map_array(features, read_header(features, clip=name)), self._load(actions, name)
+
     def read_actions(self, name: str) -> torch.Tensor:
         """The aligned actions [T-1, A] of a clip alone."""
         with accessed(name, kind=DataError):

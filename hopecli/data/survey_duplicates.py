@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
-from hopecli.data.split import fingerprints
+from hopecli.data.fingerprint import fingerprints, whole_hash
 from hopecli.data.store import ClipStore
 
-_CHUNK = 1 << 20
 # Hashing whole files is reading them: more than this only when everything is read anyway.
 HASH_BUDGET = 1 << 30
 
@@ -32,7 +29,7 @@ class Duplicates:
 
 
 class Fingerprints:
-    """Ten bytes per clip."""
+    """A few bytes per clip."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, str] = {}
@@ -53,22 +50,11 @@ class Fingerprints:
         for names in self._same.values():
             seen: dict[bytes, str] = {}
             for name in names:
-                paths = store.paths(name)[:2]
-                budget -= sum(path.stat().st_size for path in paths)
+                budget -= sum(path.stat().st_size for path in store.paths(name)[:2])
                 if budget < 0 and not everything:
                     alike += name != names[0]
                     continue
-                earlier = seen.setdefault(_whole_hash(paths), name)
+                earlier = seen.setdefault(whole_hash(store, name), name)
                 if earlier != name:
                     pairs.append((name, earlier))
         return Duplicates(DuplicateFacts(len(pairs), alike), tuple(sorted(pairs)))
-
-
-def _whole_hash(paths: tuple[Path, ...]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        digest.update(b"\0")
-    return digest.digest()

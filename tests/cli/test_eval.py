@@ -129,6 +129,20 @@ def test_overlap_with_training_is_marked(run: Path, tmp_path: Path) -> None:
         assert (results["clips"], results["overlap_with_training"]) == (6, 0)
 
 
+def test_training_clips_saved_again_are_recognised(run: Path, tmp_path: Path) -> None:
+    (clips,) = (run.parents[2] / "cache" / "physics").iterdir()
+    copy = tmp_path / "copy"
+    shutil.copytree(clips, copy)
+    for maps in copy.glob("clip_*/feature_maps"):
+        features = np.load(maps / "vjepa2_vitl16.npy")
+        np.save(maps / "again.npy", features.astype(np.float32).reshape(8, 2, 2, 8))
+        actions = maps.parent / "actions_states" / "actions.npy"
+        np.save(actions, np.load(actions).astype(np.float64))
+    again = ["--data-dir", str(copy), "data.feature_map=again"]
+    assert evaluate(run, *again)["clips"] == 6
+    assert evaluate(run, *again, "evaluation.clips=all")["overlap_with_training"] == 14
+
+
 def test_per_clip_file_worst_first(run: Path) -> None:
     results = evaluate(run, "evaluation.num_worst_clips=2", "--name", "worst")
     with open(run / "eval/worst/per_clip.csv", encoding="utf-8", newline="") as file:

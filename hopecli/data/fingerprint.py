@@ -1,0 +1,58 @@
+"""What recognises a clip in any folder, under any name: hashes of its numbers, not of its files.
+
+Features are compared as float16 and action rows as float32, so that a clip saved again with another dtype, byte order
+or layout of the same values is still the same clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from hopecli.data.store import ClipStore
+from hopecli.errors import DataError, accessed
+
+MARK_BYTES = 11  # counts up with the recipe, so that marks of an earlier one are told apart
+_WHOLE = 1 << 18  # values: reading so many takes about as long as a few seeks
+_PIECES, _PIECE = 8, 2048
+_CHUNK = 1 << 19
+
+
+def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
+    """Content hash of each clip: its number of features, all of a small clip or 8 pieces of 2048 over a large one,
+    and all action rows. DataError for a clip that does not fit the settings."""
+    return {name: _fingerprint(store, name) for name in names}
+
+
+def _fingerprint(store: ClipStore, name: str) -> str:
+    digest = hashlib.blake2b(digest_size=MARK_BYTES)
+    with accessed(store.folder / name, kind=DataError):
+        features, actions = store.stored(name)
+        values = features.reshape(-1)
+        digest.update(str(values.size).encode())
+        pieces, length = (1, _WHOLE) if values.size <= _WHOLE else (_PIECES, _PIECE)
+        for piece in range(pieces):
+            start = piece * values.size // pieces
+            digest.update(_as(np.float16, values[start : start + length]))
+        digest.update(_as(np.float32, actions))
+    return digest.hexdigest()
+
+
+def whole_hash(store: ClipStore, name: str) -> bytes:
+    """Hash of all features and action rows of a clip; DataError when it does not fit the settings."""
+    digest = hashlib.blake2b(digest_size=16)
+    with accessed(store.folder / name, kind=DataError):
+        features, actions = store.stored(name)
+        values = features.reshape(-1)
+        for start in range(0, values.size, _CHUNK):
+            digest.update(_as(np.float16, values[start : start + _CHUNK]))
+        digest.update(_as(np.float32, actions))
+    return digest.digest()
+
+
+def _as(kind: type[np.floating], values: np.ndarray) -> bytes:
+    """The bytes of `values` in that precision, little-endian; too large ones become infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.dtype(kind).newbyteorder("<")).tobytes()

@@ -1,0 +1,74 @@
+"""Fingerprints recognise a clip by its numbers, whatever its name and however its files are written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hopecli.data.fingerprint import fingerprints, whole_hash
+from hopecli.data.store import ClipStore
+from tests.clips import DIM, GRID, PATCHES, count_rows, data_settings, make_features, write_clip
+
+ROWS = count_rows(6) / 3  # no whole numbers: they are rounded when saved
+
+
+def marks(folder: Path, **changes: object) -> list[str]:
+    """The fingerprints of all clips of a folder, in order, after checking that whole hashes agree where they do."""
+    clips = ClipStore(folder, data_settings(changes), use_extrinsics=False)
+    found = list(fingerprints(clips, clips.select().values()).values())
+    whole = [whole_hash(clips, name) for name in clips.select().values()]
+    assert [found.index(mark) for mark in found] == [whole.index(digest) for digest in whole]
+    return found
+
+
+def test_a_clip_under_another_name_and_other_clips(tmp_path: Path) -> None:
+    write_clip(tmp_path, 1)
+    write_clip(tmp_path, 2)
+    write_clip(tmp_path, 3, features=make_features(1), actions=np.ones((6, 2), np.float32))  # other actions
+    shutil.copytree(tmp_path / "clip_00001", tmp_path / "clip_00777")
+    one, two, three, copy = marks(tmp_path)
+    assert copy == one
+    assert len({one, two, three}) == 3
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_clip_saved_again(large: bool, tmp_path: Path) -> None:
+    frames = (1 << 18) // (PATCHES * DIM) + 1 if large else 3
+    exact = make_features(0, frames=frames)
+    features = exact.astype(np.float16)
+    rows = np.resize(ROWS, (2 * frames, 2))
+    saved_again = [
+        (features, rows),
+        (exact, rows),
+        (features.astype(np.float32), rows.astype(np.float64)),
+        (features.reshape(frames, GRID, GRID, DIM), rows),
+        (features.reshape(-1, DIM), np.asfortranarray(rows)),
+        (np.asfortranarray(features), rows),
+        (features, rows.astype(">f4")),
+    ]
+    for number, (array, actions) in enumerate(saved_again):
+        write_clip(tmp_path, number, features=array, actions=actions)
+    changed = features.copy()
+    changed[0, 0, 0] += 1
+    write_clip(tmp_path, 91, features=changed, actions=rows)
+    *same, other = marks(tmp_path)
+    assert len(set(same)) == 1
+    assert other not in same
+
+
+def test_any_patch_of_a_small_clip_counts(tmp_path: Path) -> None:
+    """Built-in clips without a push share most patches, so samples of them would not tell them apart."""
+    for number in (1, 2):
+        features = np.zeros((4, 64, 64), np.float32)
+        features[1, 40 + number] = 1.0
+        write_clip(tmp_path, number, features=features, actions=np.zeros((8, 2), np.float32))
+    assert len(set(marks(tmp_path, grid=8, embed_dim=64))) == 2
+
+
+def test_numbers_too_large_for_float16_are_told_apart_from_usual_ones(tmp_path: Path) -> None:
+    write_clip(tmp_path, 1, features=make_features(1) * 1e6)
+    write_clip(tmp_path, 2, features=make_features(1), actions=count_rows(6) + 1)
+    assert len(set(marks(tmp_path))) == 2
