@@ -52,7 +52,8 @@ class ChosenClips:
 
 def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None) -> Trained:
     """Load a checkpoint under the evaluation, adaptation and logging sections of `preset` and the overrides."""
-    from hopecli.config.load import load_tree, merge, section_tree
+    from hopecli.config.explain import to_tree
+    from hopecli.config.load import load_tree, merge, overridden, section_tree
     from hopecli.engine.checkpoint import load_checkpoint, load_into
     from hopecli.models.build import build_model
 
@@ -65,19 +66,38 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     if preset is not None:
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS)[0])
     flags = list(data_overrides(data_dir))
-    if data_dir is None and "data.source=physics" in overrides:  # a recorded folder has no part in built-in clips
+    asked = overridden(overrides)
+    if data_dir is None and asked.get("data.source") == "physics":  # a recorded folder has no part in built-in clips
         flags.append(override("data.data_dir", None))
-    if flags:  # ids of the training folder mean nothing in another one
+    elsewhere = gives_clips([*flags, *overrides])
+    if elsewhere:  # ids of the training folder mean nothing in another one
         flags += [override("data.clip_start", None), override("data.clip_end", None)]
+    frames = asked.get("data.num_timesteps")
+    fitted = _on_shorter_clips(trained_under, frames) if isinstance(frames, int) else trained_under
+    if fitted is not trained_under:
+        tree = {**tree, "objective": to_tree(fitted)["objective"]}
     settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin="checkpoint").settings
-    _require_same_model(settings, trained_under)
-    settings = with_data_folder(settings, recorded=not gives_clips([*flags, *overrides]))
+    _require_same_model(settings, fitted)
+    settings = with_data_folder(settings, recorded=not elsewhere)
     trained_under = with_data_folder(trained_under, recorded=True)
     d = trained_under.data
     model = build_model(trained_under.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=0)
     load_into(model, checkpoint)
     model.eval()
     return Trained(checkpoint, settings, trained_under, model, data_dir)
+
+
+def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:
+    """The settings with the windows of training cut to clips of `frames` frames, which they would not fit."""
+    o = trained_under.objective
+    if not 1 < frames < trained_under.data.num_timesteps:
+        return trained_under
+    windows = {
+        "T_teacher": min(o.T_teacher, frames - 1),
+        "T_rollout": max(1, min(o.T_rollout, frames - o.context_frames)),
+        "curriculum": (),
+    }
+    return trained_under.model_copy(update={"objective": o.model_copy(update=windows)})
 
 
 def _require_same_model(settings: Settings, trained_under: Settings) -> None:

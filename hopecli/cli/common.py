@@ -58,7 +58,9 @@ def data_overrides(data_dir: str | None) -> list[str]:
 
 def gives_clips(overrides: Sequence[str]) -> bool:
     """Whether overrides say where the clips are."""
-    return any(text.startswith(("data.source", "data.data_dir")) for text in overrides)
+    from hopecli.config.load import overridden
+
+    return not overridden(overrides).keys().isdisjoint(("data.source", "data.data_dir"))
 
 
 def with_data_folder(settings: Settings, *, recorded: bool = False) -> Settings:

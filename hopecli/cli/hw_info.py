@@ -14,6 +14,7 @@ from hopecli.cli.common import (
     PrecisionOption,
     complete_presets,
     data_overrides,
+    expanded,
 )
 from hopecli.errors import SettingsError
 
@@ -51,7 +52,7 @@ def hw_info_command(
         show_machine(machine)
     measured = None
     if resolved is not None:
-        folder = None if data_dir is None else Path(data_dir).expanduser()
+        folder = None if data_dir is None else expanded(data_dir, "--data-dir")
         measured = measure(preset, resolved, machine, overrides or [], folder)
     report(machine, measured, json=json)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopecli.cli.common import JsonOption, data_overrides, override
+from hopecli.cli.common import JsonOption, data_overrides, expanded, override
 from hopecli.errors import DataError, HopeError, SettingsError, written
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def inspect_data_command(
     given = folder or os.environ.get("HOPE_DATA_DIR")
     if not given:
         raise SettingsError("no folder is given", where="hope inspect-data", fix="add DIR or set HOPE_DATA_DIR")
-    target = Path(given).expanduser()
+    target = expanded(given, "DIR" if folder else "HOPE_DATA_DIR")
     if plot is not None:
         check_plot_path(plot, target)
     presets = training_presets()

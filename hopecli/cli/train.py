@@ -136,7 +136,7 @@ def _find_run(given: str, overrides: list[str]) -> Path:
         if not is_run:
             raise CheckpointError("not a run directory", where="--resume", value=given, fix="give a run's folder")
         return run_dir
-    where = [text for text in overrides if text.startswith("logging.")]
+    where = [text for text in overrides if text.startswith("logging")]
     folder = runs_folder(load_tree({}, where, name="--resume", origin="default").settings)
     runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
     if not runs:

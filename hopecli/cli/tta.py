@@ -25,6 +25,7 @@ from hopecli.cli.common import (
     Overrides,
     PrecisionOption,
     complete_presets,
+    expanded,
     override,
     start_runtime,
 )
@@ -186,9 +187,9 @@ def find_source(
     limit = trained.settings.adaptation.source_clips
     extrinsics = getattr(trained.settings.model, "use_extrinsics", False)
     if source_data_dir is not None:
-        update = {"source": "folder", "data_dir": source_data_dir, "clip_start": None, "clip_end": None}
+        folder = expanded(source_data_dir, "--source-data-dir")
+        update = {"source": "folder", "data_dir": str(folder), "clip_start": None, "clip_end": None}
         settings = trained.settings.data.model_copy(update=update)
-        folder = Path(source_data_dir).expanduser()
         store = ClipStore(folder, settings, use_extrinsics=extrinsics)
         return Source(store, list(usable_clips(store)[0].values())[:limit], str(folder))
     if chosen.overlap == 0 and chosen.clips_from == "held out from training":

@@ -79,6 +79,13 @@ def merge(base: Tree, change: Tree) -> Tree:
     return out
 
 
+def overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """Dotted keys that overrides set, with their values; what is wrong with them is said when they are applied."""
+    tree: Tree = {}
+    _apply_overrides(tree, overrides, {})
+    return flat(tree)
+
+
 def _read_chain(path: Path, children: tuple[Path, ...]) -> tuple[Tree, Origins]:
     if path.resolve() in children:
         chain = " -> ".join(p.stem for p in (*children, path))

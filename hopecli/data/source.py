@@ -13,7 +13,7 @@ from pathlib import Path
 from hopecli.config.schema import DataSettings
 from hopecli.data.staging import hidden_name
 from hopecli.data.store import CLIP_NAME, EXPECTED_TREE
-from hopecli.errors import DataError, written
+from hopecli.errors import DataError, SettingsError, written
 
 # Counts up whenever the simulation, renderer or encoder changes, so that old caches are not reused.
 PHYSICS_VERSION = 1
@@ -36,7 +36,12 @@ def cache_folder() -> Path:
     """HOPE_CACHE_DIR, else the user's cache folder."""
     given = os.environ.get("HOPE_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given or f"{base}/hopecli").expanduser()
+    folder = given or f"{base}/hopecli"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        fix = "set HOPE_CACHE_DIR to a folder"
+        raise SettingsError("no such home folder", where="the cache", value=folder, fix=fix) from error
 
 
 def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:

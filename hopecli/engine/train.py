@@ -55,6 +55,7 @@ def train(job: TrainJob) -> TrainSummary:
                 if run.step % s.logging.log_every == 0:
                     run.log()
                 if s.logging.diagnostics_every and run.step % s.logging.diagnostics_every == 0:
+                    run.log()  # first what came first: W&B drops records older than its newest
                     run.diagnose(batches[0])
                 if run.step % job.steps_per_epoch and job.runtime.any(bool(stop)):
                     run.log()

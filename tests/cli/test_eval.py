@@ -143,6 +143,33 @@ def test_training_clips_saved_again_are_recognised(run: Path, tmp_path: Path) ->
     assert evaluate(run, *again, "evaluation.clips=all")["overlap_with_training"] == 14
 
 
+def test_another_folder_is_scored_whole_however_it_is_given(tmp_path: Path) -> None:
+    make_clips(tmp_path / "own", clips=8, grid=2, dim=8, domain="base", seed=1)
+    make_clips(tmp_path / "other", clips=5, grid=2, dim=8, domain="ice", seed=2)
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "data.clip_start=3", "training.epochs=1"]
+    assert hope([*command, "--data-dir", "own"], tmp_path).code == 0
+    run = only_run(tmp_path)
+    for given in (["--data-dir", "other"], ["data.data_dir=other"], ["data={data_dir: other}"]):
+        assert evaluate(run, *given)["clips"] == 5
+    outcome = hope(["eval", "--ckpt", str(run), "data={data_dir: absent}"], tmp_path, HOPE_DATA_DIR="other")
+    assert outcome.code == 3  # a folder named in the command is not replaced
+    assert "absent: no such folder of clips" in outcome.err
+    built_in = ["data={source: physics, physics: {clips: 4, domain: ice}}"]
+    assert evaluate(run, *built_in)["clips"] == 4
+
+
+def test_clips_shorter_than_those_trained_on(run: Path) -> None:
+    """The first frames of the same clips: the error at each of their horizons is the same."""
+    whole, short = evaluate(run), evaluate(run, "data.num_timesteps=4", "--name", "short")
+    assert (short["T_rollout"], short["clips"]) == (3, 6)
+    known = [h["mean"] for h in row(whole, "model")["l1_per_horizon"][:3]]
+    # Float32 rounding of other shapes.
+    assert [h["mean"] for h in row(short, "model")["l1_per_horizon"]] == pytest.approx(known, rel=1e-5)
+    outcome = hope(["eval", "--ckpt", str(run), "data.num_timesteps=4", "objective.T_rollout=2"], run.parents[2])
+    assert outcome.code == 2
+    assert "objective.T_rollout: belongs to the checkpoint" in outcome.err
+
+
 def test_per_clip_file_worst_first(run: Path) -> None:
     results = evaluate(run, "evaluation.num_worst_clips=2", "--name", "worst")
     with open(run / "eval/worst/per_clip.csv", encoding="utf-8", newline="") as file:

@@ -94,6 +94,20 @@ def test_a_data_folder_that_is_none(given: str, words: str, tmp_path: Path) -> N
     assert f"--data-dir: {words} (got '{given}')" in one_line(outcome)
 
 
+@pytest.mark.parametrize(
+    ("command", "extra", "where"),
+    [
+        (["inspect-data", "~nobody-here/x"], {}, "DIR"),
+        (["hw-info", "--bench", "--data-dir", "~nobody-here/x"], {}, "--data-dir"),
+        (["train", "-p", "quickstart", *TINY], {"HOPE_CACHE_DIR": "~nobody-here/x"}, "the cache"),
+    ],
+)
+def test_a_home_folder_that_is_none(command: list[str], extra: dict[str, str], where: str, tmp_path: Path) -> None:
+    outcome = hope(command, tmp_path, **extra)
+    assert outcome.code == 2
+    assert f"error: {where}: no such home folder (got '~nobody-here/x')" in outcome.err.splitlines()[-1]
+
+
 def test_runs_folder_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hopecli.cli.common import runs_folder
     from hopecli.config.schema import LoggingSettings, Settings
