@@ -2,7 +2,8 @@
 
 Two layers on tubelets of 2 frames and a 3x3 neighbourhood of patches: smooth filters, GELU, a random projection. The
 weights come from one fixed seed and the scales from a fixed set of calibration clips, so that the encoder depends on
-grid and dim alone: clips of every domain and seed live in one feature space.
+grid and dim alone: clips of every domain and seed live in one feature space. It computes in float64: rounded to what is
+stored, its features are then the same whatever the number of threads and the order of its sums.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from hopecli.data.physics import DOMAINS, simulate_many
 from hopecli.data.render import patch_pixels, render
 
-Features = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
 
 TUBELET = 2
 ENCODER_SEED = 2024
@@ -38,7 +39,7 @@ def frozen_encoder(grid: int, dim: int) -> PatchEncoder:
 
 
 class PatchEncoder:
-    """frames [16, 3, S, S] -> features [8, grid*grid, dim] float32.
+    """frames [16, 3, S, S] -> features [8, grid*grid, dim] float64.
 
     Calibrated towards the statistics of real ViT-L features: overall std 3.2, cosine between clips 0.90 (same patch and
     frame).
@@ -49,9 +50,9 @@ class PatchEncoder:
         rng = np.random.default_rng(ENCODER_SEED)
         hidden = min(256, max(128, dim))
         self.filters = _smooth_filters(rng, patch_pixels(grid), hidden)
-        self.projection = (rng.normal(size=(hidden, dim)) / math.sqrt(hidden)).astype(np.float32)
+        self.projection = rng.normal(size=(hidden, dim)) / math.sqrt(hidden)
         offset = rng.normal(size=dim)
-        offset = ((offset - offset.mean()) / offset.std()).astype(np.float32)
+        offset = (offset - offset.mean()) / offset.std()
         rngs = [np.random.default_rng([ENCODER_SEED, clip]) for clip in range(max(8, 64 // grid))]
         clips = [render(simulation, grid=grid) for simulation in simulate_many(DOMAINS["base"], rngs)]
 
@@ -60,26 +61,26 @@ class PatchEncoder:
         projected = _gelu((responses - self.filter_mean) / self.filter_scale) @ self.projection
         mean, scale = _moments(projected)
         share = _varying_share((projected - mean) / scale, offset)
-        self.gain = (FEATURE_STD * math.sqrt(share) / scale).astype(np.float32)
-        self.bias = (FEATURE_STD * math.sqrt(1 - share) * offset - mean * self.gain).astype(np.float32)
+        self.gain = FEATURE_STD * math.sqrt(share) / scale
+        self.bias = FEATURE_STD * math.sqrt(1 - share) * offset - mean * self.gain
 
-    def __call__(self, frames: npt.NDArray[np.float32]) -> Features:
+    def __call__(self, frames: npt.NDArray[np.float32]) -> Array:
         responses = self._neighbourhoods(frames) @ self.filters
         hidden = _gelu((responses - self.filter_mean) / self.filter_scale)
         features = (hidden @ self.projection) * self.gain + self.bias
         return features.reshape(len(frames) // TUBELET, self.grid**2, self.dim)
 
-    def _neighbourhoods(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _neighbourhoods(self, frames: npt.NDArray[np.float32]) -> Array:
         """[8 * grid * grid, 2 * 3 * 3p * 3p]: the pixels that each patch sees, the border of the box painted BORDER."""
         pixels = patch_pixels(self.grid)
         padded = np.pad(frames, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)), constant_values=BORDER)
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3 * pixels, 3 * pixels), axis=(2, 3))
         windows = windows[:, :, ::pixels, ::pixels]
         windows = windows.reshape(-1, TUBELET, *windows.shape[1:])  # [8, 2, 3, G, G, 3p, 3p]
-        return windows.transpose(0, 3, 4, 1, 2, 5, 6).reshape(len(windows) * self.grid**2, -1)
+        return windows.transpose(0, 3, 4, 1, 2, 5, 6).reshape(len(windows) * self.grid**2, -1).astype(np.float64)
 
 
-def _smooth_filters(rng: np.random.Generator, pixels: int, count: int) -> npt.NDArray[np.float32]:
+def _smooth_filters(rng: np.random.Generator, pixels: int, count: int) -> Array:
     """[2 * 3 * 3p * 3p, count]: Gabor-like filters, each with its own colour and time weights."""
     axis = (np.arange(3 * pixels) + 0.5) / pixels - 1.5
     x, y = axis[None, :], axis[:, None]
@@ -91,23 +92,23 @@ def _smooth_filters(rng: np.random.Generator, pixels: int, count: int) -> npt.ND
         field = envelope * np.cos(wave[0] * x + wave[1] * y + rng.uniform(0, 2 * math.pi))
         time, colour = MEAN_TIME_WEIGHT + rng.normal(size=TUBELET), rng.normal(size=3)
         filters[..., unit] = time[:, None, None, None] * colour[:, None, None] * field
-    return (filters.reshape(-1, count) / pixels).astype(np.float32)
+    return filters.reshape(-1, count) / pixels
 
 
-def _gelu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _gelu(x: Array) -> Array:
     """x * sigmoid(1.702 x), the fast form of Hendrycks and Gimpel, 2016."""
-    result: npt.NDArray[np.float32] = x / (1 + np.exp(np.float32(-1.702) * x))
+    result: Array = x / (1 + np.exp(-1.702 * x))
     return result
 
 
-def _moments(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _moments(values: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of the last axis' channels, over everything else; a constant channel gets scale 1."""
-    flat = values.reshape(-1, values.shape[-1]).astype(np.float64)
+    flat = values.reshape(-1, values.shape[-1])
     scale = flat.std(axis=0)
-    return flat.mean(axis=0).astype(np.float32), np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
+    return flat.mean(axis=0), np.where(scale > 1e-6, scale, 1.0)
 
 
-def _varying_share(varying: npt.NDArray[np.float32], offset: npt.NDArray[np.float32]) -> float:
+def _varying_share(varying: Array, offset: Array) -> float:
     """Share of the feature variance that is not a constant offset, by bisection on the cosine between clips.
 
     varying: [clips, tokens, D] of variance 1, offset: [D] of variance 1. The cosine is that of every token with the

@@ -16,7 +16,7 @@ from hopecli.data.store import CLIP_NAME, EXPECTED_TREE
 from hopecli.errors import DataError, SettingsError, written
 
 # Counts up whenever the simulation, renderer or encoder changes, so that old caches are not reused.
-PHYSICS_VERSION = 1
+PHYSICS_VERSION = 2
 
 
 def clips_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.runner import hope, one_line
+from tests.cli.runner import ROOT, environment, hope, one_line
 
 SMALL = ["--clips", "2", "--grid", "2", "--dim", "4"]
 
@@ -71,3 +73,21 @@ def test_clips_that_no_disk_holds_are_refused_before_work_starts(tmp_path: Path)
     assert outcome.code == 3
     assert "the features need 200,000.0 GiB" in one_line(outcome)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_clips_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    """Sums in another order must round to the same stored features: they are how training clips are recognised."""
+    features = []
+    for threads in ("1", "2"):
+        command = [sys.executable, "-m", "hopecli.cli.main", "make-clips", threads, "--clips", "6", "--grid", "4"]
+        variables = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        subprocess.run(
+            [*command, "--dim", "64", "--dtype", "float16"],
+            cwd=tmp_path,
+            env={**environment(tmp_path), **variables, "PYTHONPATH": str(ROOT)},
+            check=True,
+            timeout=100,
+        )
+        features.append([file.read_bytes() for file in sorted((tmp_path / threads).glob("*/feature_maps/*.npy"))])
+    assert len(features[0]) == 6
+    assert features[0] == features[1]
