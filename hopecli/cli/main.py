@@ -68,6 +68,7 @@ app.command("presets")(presets_command)
 
 def entry_point() -> NoReturn:
     """`hope` as a process: main(), after which Ctrl-C can neither change the exit code nor print a traceback."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other beside any other job
     atexit.register(_ignore_interrupts)  # registered first, so called last
     try:
         try:

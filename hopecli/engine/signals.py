@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from hopecli.errors import AbortedError
+
+# Launchers such as `uv run` pass on the signal that the terminal has sent already: one press then arrives twice.
+ONE_PRESS_SECONDS = 0.5
 
 
 class StopRequest:
@@ -16,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.interrupted_at = math.inf
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
@@ -23,15 +29,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a flag while the block runs; a second SIGINT raises AbortedError at once."""
+    """Turn SIGINT and SIGTERM into a flag while the block runs; a second SIGINT raises AbortedError.
+
+    SIGINTs within ONE_PRESS_SECONDS of the first count as the same press.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield request
         return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and request.signal_name == "SIGINT":
-            raise AbortedError("aborted: Ctrl-C was pressed twice")
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if now > request.interrupted_at + ONE_PRESS_SECONDS:
+                raise AbortedError("aborted: Ctrl-C was pressed twice")
+            request.interrupted_at = min(now, request.interrupted_at)
         request.signal_name = signal.Signals(number).name
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

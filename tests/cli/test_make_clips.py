@@ -80,7 +80,7 @@ def test_the_clips_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> Non
     features = []
     for threads in ("1", "2"):
         command = [sys.executable, "-m", "hopecli.cli.main", "make-clips", threads, "--clips", "6", "--grid", "4"]
-        variables = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
         subprocess.run(
             [*command, "--dim", "64", "--dtype", "float16"],
             cwd=tmp_path,

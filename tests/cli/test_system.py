@@ -162,3 +162,21 @@ def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tm
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == (code != 0), done.stderr
     assert ("vjepa2_ac" in done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_waiting_threads_leave_the_cores_to_others_unless_told(
+    given: dict[str, str], used: str, tmp_path: Path
+) -> None:
+    late = "import atexit, os; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']));"
+    variables = {k: v for k, v in environment(tmp_path).items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{late} from hopecli.cli.main import entry_point; entry_point()", "presets"],
+        cwd=tmp_path,
+        env={**variables, **given, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == used

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
-from hopecli.engine.signals import stop_on_signal
+from hopecli.engine.signals import ONE_PRESS_SECONDS, stop_on_signal
 from hopecli.errors import AbortedError, StoppedError
 
 
@@ -27,7 +28,9 @@ def test_the_second_ctrl_c_aborts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the same press, passed on by a launcher
         assert stop
+        time.sleep(1.1 * ONE_PRESS_SECONDS)
         with pytest.raises(AbortedError) as caught:
             os.kill(os.getpid(), signal.SIGINT)
     assert caught.value.exit_code == 130
