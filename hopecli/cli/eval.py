@@ -136,6 +136,9 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         seconds=time.perf_counter() - started,
         worst_clips=[scores.names[i] for i in worst],
         skipped_clips={**clips.skipped, **skips.reasons},
+        preset=trained.checkpoint.info.get("preset"),
+        seed=e.seed,
+        bootstrap_samples=e.bootstrap_samples,
     )
     return Evaluation(results, scores, folder)
 
@@ -165,6 +168,7 @@ def write_files(evaluation: Evaluation) -> None:
         l1=scores.l1,
         cosine=scores.cosine,
         copy_first=scores.copy_first,
+        target_std=scores.target_std,
         teacher=scores.teacher,
         worst_first=bool(results.worst_clips),
     )

@@ -81,8 +81,9 @@ class Interval:
 class EvalRow:
     """One predictor on the clips, over all horizons and per horizon. Lists run over the rollout horizon.
 
-    l1: mean |p - h| in the normalised space. relative: l1 / copy-first-frame l1. cosine: mean over patches.
-    error_to_signal: l1 / std of the target in the same space.
+    l1: mean |p - h| in the normalised space. cosine: mean over patches. relative: mean l1 / mean copy-first-frame l1.
+    error_to_signal: mean l1 / mean std of the target, in the same space. The same two `_per_clip`: the ratio of each clip
+    and frame by itself, then its mean over the clips that have one (a clip where nothing moves has no relative error).
     """
 
     name: str
@@ -94,6 +95,10 @@ class EvalRow:
     cosine_per_horizon: list[Interval]
     error_to_signal: float | None
     error_to_signal_per_horizon: list[float | None]
+    relative_per_clip: Interval | None = None
+    relative_per_clip_per_horizon: list[Interval | None] = field(default_factory=list)
+    error_to_signal_per_clip: Interval | None = None
+    error_to_signal_per_clip_per_horizon: list[Interval | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,9 @@ class EvalResults:
     seconds: float
     worst_clips: list[str] = field(default_factory=list)
     skipped_clips: dict[str, str] = field(default_factory=dict)
+    preset: str | None = None  # that the checkpoint was trained with
+    seed: int | None = None
+    bootstrap_samples: int | None = None
 
     def row(self, name: str) -> EvalRow | None:
         """The row of that name."""

@@ -74,9 +74,10 @@ def bootstrap_weights(clips: int, *, samples: int, seed: int) -> np.ndarray | No
 def summarise_row(scores: ClipScores, row: str, weights: np.ndarray | None) -> EvalRow:
     """Means over clips with intervals, over all horizons and per horizon."""
     l1, cosine = scores.array(row), np.asarray(scores.cosine[row], dtype=np.float64)
-    first = np.asarray(scores.copy_first).mean(axis=0)
-    std = np.asarray(scores.target_std).mean(axis=0)
-    per_horizon = l1.mean(axis=0)
+    firsts = np.asarray(scores.copy_first, dtype=np.float64)
+    stds = np.asarray(scores.target_std, dtype=np.float64)
+    per_horizon, first, std = l1.mean(axis=0), firsts.mean(axis=0), stds.mean(axis=0)
+    relative, to_signal = own_ratios(l1, firsts), own_ratios(l1, stds)
     return EvalRow(
         name=row,
         l1=interval(l1.mean(axis=1), weights),
@@ -87,7 +88,28 @@ def summarise_row(scores: ClipScores, row: str, weights: np.ndarray | None) -> E
         cosine_per_horizon=[interval(column, weights) for column in cosine.T],
         error_to_signal=_ratio(per_horizon.mean(), std.mean()),
         error_to_signal_per_horizon=[_ratio(a, b) for a, b in zip(per_horizon, std, strict=True)],
+        relative_per_clip=interval_where_known(relative.mean(axis=1), weights),
+        relative_per_clip_per_horizon=[interval_where_known(column, weights) for column in relative.T],
+        error_to_signal_per_clip=interval_where_known(to_signal.mean(axis=1), weights),
+        error_to_signal_per_clip_per_horizon=[interval_where_known(column, weights) for column in to_signal.T],
     )
+
+
+def own_ratios(values: np.ndarray, bases: np.ndarray) -> np.ndarray:
+    """values / bases, element by element; NaN where the base is 0."""
+    return np.divide(values, bases, out=np.full(values.shape, np.nan), where=bases > 0.0)
+
+
+def interval_where_known(values: np.ndarray, weights: np.ndarray | None) -> Interval | None:
+    """`interval` over the values [n] that are not NaN, with the same resamples; None when all are."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    if weights is not None and not known.all():
+        weights = weights[:, known]
+        total = weights.sum(axis=1, keepdims=True)
+        weights = None if known.sum() < 2 else (weights / np.where(total > 0.0, total, 1.0))[total[:, 0] > 0.0]
+    return interval(values[known], weights)
 
 
 def _ratio(value: float, base: float) -> float | None:

@@ -12,11 +12,13 @@ def per_clip_rows(
     l1: Mapping[str, Sequence[Sequence[float]]],
     cosine: Mapping[str, Sequence[Sequence[float]]],
     copy_first: Sequence[Sequence[float]],
+    target_std: Sequence[Sequence[float]],
     teacher: Sequence[float],
     worst_first: bool,
 ) -> list[dict[str, Any]]:
-    """Columns: clip, l1 of each row (mean over horizons), relative (to copy-first), cosine, teacher_l1, then the
-    model's l1 per horizon (l1_h1, ...). In the clips' order, or by falling model error."""
+    """Columns: clip, l1 of each row (mean over horizons), relative (mean l1 / mean copy-first l1), cosine, teacher_l1,
+    then the model's l1, relative, cosine and error_to_signal per horizon (l1_h1, ...; empty where the base is 0). In
+    the clips' order, or by falling model error."""
     rows = []
     for i, name in enumerate(names):
         row: dict[str, Any] = {"clip": name, "l1": _mean(l1["model"][i])}
@@ -25,9 +27,20 @@ def per_clip_rows(
         row["relative"] = row["l1"] / first if first > 0 else None
         row["cosine"] = _mean(cosine["model"][i])
         row["teacher_l1"] = teacher[i]
-        row |= {f"l1_h{h}": value for h, value in enumerate(l1["model"][i], start=1)}
+        own = l1["model"][i]
+        for column, values in (
+            ("l1", own),
+            ("relative", _ratios(own, copy_first[i])),
+            ("cosine", cosine["model"][i]),
+            ("error_to_signal", _ratios(own, target_std[i])),
+        ):
+            row |= {f"{column}_h{h}": value for h, value in enumerate(values, start=1)}
         rows.append(row)
     return sorted(rows, key=lambda row: -row["l1"]) if worst_first else rows
+
+
+def _ratios(values: Sequence[float], bases: Sequence[float]) -> list[float | None]:
+    return [value / base if base > 0 else None for value, base in zip(values, bases, strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:

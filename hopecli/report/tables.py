@@ -146,12 +146,13 @@ def eval_tables(results: EvalResults) -> list[Table]:
     )
     more = plain_table(
         "Means over horizons",
-        ["", "L1 [95 %]", "/ copy-first", "cosine", "error / signal"],
+        ["", "L1 [95 %]", "/ copy-first", "the same per clip [95 %]", "cosine", "error / signal"],
         (
             [
                 ROW_TITLES.get(row.name, row.name),
                 spread(row.l1),
                 number(row.relative),
+                "-" if row.relative_per_clip is None else spread(row.relative_per_clip),
                 number(row.cosine.mean),
                 number(row.error_to_signal),
             ]

@@ -14,7 +14,15 @@ from hopecli.data.store import ClipStore
 from hopecli.engine.evaluate import EvalPlan, action_donors, score_clips, summarise, validation_record
 from hopecli.engine.results import Interval, to_tree
 from hopecli.engine.runtime import start
-from hopecli.engine.scores import ClipScores, bootstrap_weights, frame_errors, interval, summarise_row, target_spread
+from hopecli.engine.scores import (
+    ClipScores,
+    bootstrap_weights,
+    frame_errors,
+    interval,
+    interval_where_known,
+    summarise_row,
+    target_spread,
+)
 from hopecli.engine.skips import Skips
 from hopecli.errors import DataError
 from hopecli.hardware import DeviceChoice
@@ -107,6 +115,35 @@ def test_row_summary() -> None:
     # cosine of (0, 2) with (x, 2 + x) is (2 + x) / |(x, 2 + x)|
     expected = [np.mean([(2 + x) / math.hypot(x, 2 + x) for x in pair]) for pair in ((1, 2), (3, 4))]
     assert [h.mean for h in row.cosine_per_horizon] == pytest.approx(expected, rel=1e-6)
+
+
+def test_ratios_of_each_clip_are_averaged_with_an_interval() -> None:
+    scores = two_clips()
+    scores.copy_first, scores.target_std = [[1.0, 2.0], [4.0, 8.0]], [[1.0, 2.0], [2.0, 4.0]]
+    own = scores.array("model") / np.array([[1.0, 2.0], [4.0, 8.0]])
+    row = summarise_row(scores, "model", bootstrap_weights(2, samples=500, seed=0))
+    assert row.relative_per_clip is not None
+    assert row.relative_per_clip.mean == pytest.approx(own.mean())
+    # Of two clips: a resample has the one, the other or both.
+    assert (row.relative_per_clip.low, row.relative_per_clip.high) == pytest.approx(sorted(own.mean(axis=1)))
+    means = [x.mean for x in row.relative_per_clip_per_horizon if x is not None]
+    assert means == pytest.approx(own.mean(axis=0))
+    to_signal = scores.array("model") / np.array([[1.0, 2.0], [2.0, 4.0]])
+    assert row.error_to_signal_per_clip is not None
+    assert row.error_to_signal_per_clip.mean == pytest.approx(to_signal.mean())
+    means = [x.mean for x in row.error_to_signal_per_clip_per_horizon if x is not None]
+    assert means == pytest.approx(to_signal.mean(axis=0))
+
+
+def test_a_clip_where_nothing_moves_has_no_ratio_of_its_own() -> None:
+    weights = bootstrap_weights(3, samples=500, seed=0)
+    found = interval_where_known(np.array([2.0, np.nan, 4.0]), weights)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((3.0, 2.0, 4.0), rel=1e-6)  # weights are float32
+    alone = interval_where_known(np.array([2.0, np.nan, np.nan]), weights)
+    assert alone is not None
+    assert (alone.mean, alone.low, alone.high) == (2.0, None, None)
+    assert interval_where_known(np.full(3, np.nan), weights) is None
 
 
 def test_ratios_to_nothing_are_absent_not_zero() -> None:
