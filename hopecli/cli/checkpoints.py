@@ -218,6 +218,12 @@ def _label(data: DataSettings, folder: Path) -> str:
     return f"physics_{data.physics.domain}" if data.source == "physics" else folder.resolve().name or "clips"
 
 
+def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
+    """Say so when a folder holds results that are about to be written again."""
+    if (folder / "results.json").is_file():
+        say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
+
+
 def results_folder(trained: Trained, kind: str, name: str) -> Path:
     """RUN/<kind>/<name>; RUN/tta/<stream>/<kind>/<name> for weights that were adapted there; or for a file on its own
     <runs>/<kind>/<file stem>/<name>."""

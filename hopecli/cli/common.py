@@ -21,6 +21,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides, dotted keys and YAML values: data.batch_size=16"),
 ]
+OtherOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, dotted keys and YAML values: evaluation.batch_size=16"),
+]
+OtherDataDir = Annotated[
+    str | None,
+    typer.Option("--data-dir", help="Folder of clips (else the one trained on, HOPE_DATA_DIR where that has gone)."),
+]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder of clips (else HOPE_DATA_DIR).")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cuda, mps or cpu.")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopecli.cli.checkpoints import Trained, held_out_or_all, load_trained, results_folder
+from hopecli.cli.checkpoints import Trained, announce_replacing, held_out_or_all, load_trained, results_folder
 from hopecli.cli.common import (
-    DataDir,
     DeviceOption,
     JsonOption,
-    Overrides,
+    OtherDataDir,
+    OtherOverrides,
     PrecisionOption,
     complete_presets,
     override,
@@ -38,11 +38,11 @@ class Evaluation:
 
 
 def eval_command(
-    overrides: Overrides = None,
+    overrides: OtherOverrides = None,
     ckpt: Annotated[
         str, typer.Option("--ckpt", "-c", help="Run directory, checkpoint directory or .safetensors file.")
     ] = "",
-    data_dir: DataDir = None,
+    data_dir: OtherDataDir = None,
     preset: Annotated[
         str | None,
         typer.Option("--preset", "-p", help="Preset whose evaluation section to use.", autocompletion=complete_presets),
@@ -85,6 +85,8 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     clips = held_out_or_all(trained, runtime, e.clips, say if runtime.is_main else lambda text: None)
     folder = results_folder(trained, "eval", name or clips.label)
     require_writable(folder)
+    if runtime.is_main:
+        announce_replacing(folder, say)
     context = e.context_frames or s.objective.context_frames
     plan = EvalPlan(
         context_frames=context,

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from hopecli.engine.sink import Sink
     from hopecli.engine.train_job import TrainJob
 
+SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
+
 
 @dataclass(frozen=True)
 class Request:
@@ -166,6 +168,12 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     steps_per_epoch(settings, len(split.train), runtime.world)
     if runtime.is_main and split.skipped:
         say(f"{len(split.skipped)} clips are skipped; split.json lists them with the reason")
+    dropped = store.dropped_actions(split.train[:SAMPLED_CLIPS]) if runtime.is_main else 0
+    if dropped:
+        say(
+            f"warning: {dropped} of the first {len(split.train[:SAMPLED_CLIPS])} training clips have non-zero actions "
+            "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
+        )
     d = settings.data
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed

@@ -13,16 +13,17 @@ import typer
 from hopecli.cli.checkpoints import (
     ChosenClips,
     Trained,
+    announce_replacing,
     held_out_or_all,
     load_trained,
     results_folder,
     training_split,
 )
 from hopecli.cli.common import (
-    DataDir,
     DeviceOption,
     JsonOption,
-    Overrides,
+    OtherDataDir,
+    OtherOverrides,
     PrecisionOption,
     complete_presets,
     expanded,
@@ -61,11 +62,11 @@ class Request:
 
 
 def tta_command(
-    overrides: Overrides = None,
+    overrides: OtherOverrides = None,
     ckpt: Annotated[
         str, typer.Option("--ckpt", "-c", help="Run directory, checkpoint directory or .safetensors file.")
     ] = "",
-    data_dir: DataDir = None,
+    data_dir: OtherDataDir = None,
     source_data_dir: Annotated[
         str | None, typer.Option("--source-data-dir", help="Clips that show forgetting (else those held out).")
     ] = None,
@@ -150,6 +151,8 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     stem = "" if request.preset is None else f"{Path(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
+    if not request.resume:
+        announce_replacing(folder, say)
     job = TtaJob(
         settings=s,
         runtime=runtime,

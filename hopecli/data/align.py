@@ -45,6 +45,11 @@ def align_actions(rows: np.ndarray, *, alignment: str, reduce: str, transitions:
     return pairs.mean(axis=1) if reduce == "mean" else pairs.sum(axis=1)
 
 
+def impulse_drops(rows: np.ndarray) -> bool:
+    """Whether `impulse` leaves non-zero rows out."""
+    return bool(rows[:1].any() or rows[2:].any())
+
+
 def align_per_frame(rows: np.ndarray, *, frames: int, transitions: int) -> np.ndarray:
     """States or extrinsics [transitions, *] float32: one row per original frame gives the last row of each tubelet (the
     newest that is known when frame t is), one row per encoded frame or transition is taken as it is."""

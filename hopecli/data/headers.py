@@ -61,7 +61,9 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
             code = f"missing_{path.stem}"
             if path.is_symlink():
                 code, message = "unreadable", f"{name} is a link that leads nowhere"
-        raise ClipProblem(code, message, clip=clip, fix="add the file or leave the clip out") from error
+        others = sorted(other.stem for other in path.parent.glob("*.npy")) if code == "missing_features" else []
+        fix = f"set data.feature_map={others[0]}" if others else "add the file or leave the clip out"
+        raise ClipProblem(code, message, clip=clip, value="; ".join(others) or None, fix=fix) from error
     except OSError as error:
         message = f"{name} cannot be read: {error.strerror or error}"
         raise ClipProblem("unreadable", message, clip=clip, fix=CHECK_ACCESS) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from hopecli.config.schema import DataSettings
-from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, original_row_counts
+from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops, original_row_counts
 from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_header
 from hopecli.errors import DataError, accessed
 
@@ -44,7 +45,8 @@ def numbered_clips(folder: Path) -> list[tuple[int, str]]:
     """(id, name) of every clip folder, ascending; DataError when the folder or its clips are missing."""
     with accessed(folder, kind=DataError):
         if not folder.is_dir():
-            raise DataError("no such folder of clips", where=str(folder), fix=EXPECTED_TREE)
+            fix = f"give another one with --data-dir or HOPE_DATA_DIR; {EXPECTED_TREE}"
+            raise DataError("no such folder of clips", where=str(folder), fix=fix)
         with os.scandir(folder) as entries:
             matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
             found = [(int(match.group(1)), entry.name) for match, entry in matches if match and _is_clip(entry)]
@@ -157,6 +159,12 @@ class ClipStore:
         features, actions, _, _ = self.paths(name)
         return map_array(features, read_header(features, clip=name)), self._load(actions, name)
 
+    def dropped_actions(self, names: Iterable[str]) -> int:
+        """How many of these clips have non-zero action rows that data.action_alignment leaves out as no impulse."""
+        if self.settings.action_alignment != "impulse":
+            return 0
+        return sum(impulse_drops(self._load(self.paths(name)[1], name)) for name in names)
+
     def read_actions(self, name: str) -> torch.Tensor:
         """The aligned actions [T-1, A] of a clip alone."""
         with accessed(name, kind=DataError):
@@ -196,7 +204,7 @@ class ClipStore:
                 f"features have width {shape[-1]}, but data.embed_dim = {s.embed_dim}",
                 clip=name,
                 value=list(shape),
-                fix=f"set data.embed_dim={shape[-1]} or use the encoder the settings expect",
+                fix=f"give clips of that width, or train a model with data.embed_dim={shape[-1]}",
             )
         if len(shape) == 2 and shape[0] % patches:
             raise ClipProblem(

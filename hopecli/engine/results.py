@@ -82,8 +82,8 @@ class EvalRow:
     """One predictor on the clips, over all horizons and per horizon. Lists run over the rollout horizon.
 
     l1: mean |p - h| in the normalised space. cosine: mean over patches. relative: mean l1 / mean copy-first-frame l1.
-    error_to_signal: mean l1 / mean std of the target, in the same space. The same two `_per_clip`: the ratio of each clip
-    and frame by itself, then its mean over the clips that have one (a clip where nothing moves has no relative error).
+    error_to_signal: mean l1 / mean std of the target, in the same space. The same two `_per_clip`: the ratio of each
+    clip and frame by itself, then its mean over the clips that have one (none where nothing moves).
     """
 
     name: str

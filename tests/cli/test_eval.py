@@ -170,6 +170,12 @@ def test_clips_shorter_than_those_trained_on(run: Path) -> None:
     assert "objective.T_rollout: belongs to the checkpoint" in outcome.err
 
 
+def test_results_are_not_replaced_without_a_word(run: Path) -> None:
+    command = ["eval", "--ckpt", str(run), "--device", "cpu", "--name", "twice"]
+    assert "will be replaced" not in hope(command, run.parents[2]).err
+    assert f"note: the results in {run / 'eval/twice'} will be replaced" in hope(command, run.parents[2]).err
+
+
 def test_per_clip_file_worst_first(run: Path) -> None:
     results = evaluate(run, "evaluation.num_worst_clips=2", "--name", "worst")
     with open(run / "eval/worst/per_clip.csv", encoding="utf-8", newline="") as file:

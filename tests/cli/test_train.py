@@ -177,3 +177,24 @@ def test_wandb_offline_mirrors_and_online_needs_a_key(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert list((only_run(tmp_path) / "wandb").glob("offline-run-*"))
     assert len([line for line in metrics(only_run(tmp_path)) if line["type"] == "train"]) == 4
+
+
+def test_actions_that_the_default_alignment_leaves_out_are_announced(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1"]
+    assert "leaves out" not in hope(command, tmp_path).err
+    for number in (2, 3):
+        file = tmp_path / f"clips/clip_{number:05d}/actions_states/actions.npy"
+        np.save(file, np.ones_like(np.load(file)))
+    outcome = hope(command, tmp_path)
+    assert "warning: 2 of the first 9 training clips have non-zero actions outside row 1" in outcome.err
+    assert "leaves out" not in hope([*command, "data.action_alignment=per_timestep"], tmp_path).err
+
+
+def test_records_keep_their_order_beside_diagnostics(tmp_path: Path) -> None:
+    """W&B drops what is older than its newest record."""
+    size = [*TINY, "model.depth=2", "logging.log_every=4", "logging.diagnostics_every=3", "training.epochs=1"]
+    assert hope(["train", "--preset", "quickstart_hope", "--device", "cpu", *size], tmp_path).code == 0
+    steps = [line["step"] for line in metrics(only_run(tmp_path))]
+    assert steps == sorted(steps)
+    assert len(steps) > 4

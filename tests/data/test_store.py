@@ -201,6 +201,8 @@ def test_truncated_foreign_and_missing_files(tmp_path: Path) -> None:
         assert problem(tmp_path).code == "unreadable"
     path.unlink()
     assert problem(tmp_path).code == "missing_features"
+    np.save(path.with_stem("dinov3"), make_features(1))
+    assert str(problem(tmp_path)).endswith("is missing (got 'dinov3'). Set data.feature_map=dinov3")
     write_clip(tmp_path, 1)
     action_file(tmp_path, name).unlink()
     assert problem(tmp_path).code == "missing_actions"
