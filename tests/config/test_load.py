@@ -58,6 +58,10 @@ def preset_file(folder: Path, name: str, text: str) -> str:
         ("objective.curriculum=[{epoch: 3}, {epoch: 3}]", ("objective.curriculum = [3, 3]", "epochs must ascend")),
         ("objective.curriculum=[{epoch: -1}]", ("objective.curriculum[0].epoch = -1", "greater than or equal to 0")),
         ("objective.curriculum=[{epoch: 2, T_rollout: 9}]", ("objective.curriculum[0].T_rollout = 9", "exceeds")),
+        (  # a phase keeps the context of the one before
+            "objective.curriculum=[{epoch: 1, context_frames: 2, T_rollout: 6}, {epoch: 2, T_rollout: 7}]",
+            ("objective.curriculum[1].T_rollout = 7", "= 9 exceeds num_timesteps = 8"),
+        ),
         ("objective.curriculum=[{epoch: 2, weight: 9}]", ("objective.curriculum[0].weight = 9", "unknown key")),
         ("evaluation.T_rollout=8", ("evaluation.T_rollout = 8", "exceeds num_timesteps = 8")),
         ("data=3", ("data = 3", "section")),
@@ -127,6 +131,12 @@ def test_extends_reaches_over_several_presets(tmp_path: Path) -> None:
         2,
         9,
     )
+
+
+def test_extends_takes_the_file_beside_a_preset_first(tmp_path: Path) -> None:
+    preset_file(tmp_path, "quickstart", "training: {epochs: 77}\n")  # there is one of this name in the repository
+    resolved = load_preset(preset_file(tmp_path, "child", "extends: quickstart\n"))
+    assert resolved.settings.training.epochs == 77
 
 
 def test_circular_extends_is_an_error(tmp_path: Path) -> None:

@@ -59,6 +59,19 @@ def test_a_clip_saved_again(large: bool, tmp_path: Path) -> None:
     assert other not in same
 
 
+def test_every_eighth_of_a_large_clip_counts(tmp_path: Path) -> None:
+    frames = (1 << 18) // (PATCHES * DIM) + 1
+    features = make_features(0, frames=frames, dtype="float16")
+    rows = np.resize(ROWS, (2 * frames, 2))
+    write_clip(tmp_path, 0, features=features, actions=rows)
+    for eighth in range(8):
+        changed = features.copy()
+        values = changed.reshape(-1)
+        values[eighth * values.size // 8 : (eighth + 1) * values.size // 8] += 1
+        write_clip(tmp_path, 1 + eighth, features=changed, actions=rows)
+    assert len(set(marks(tmp_path))) == 9
+
+
 def test_any_patch_of_a_small_clip_counts(tmp_path: Path) -> None:
     """Built-in clips without a push share most patches, so samples of them would not tell them apart."""
     for number in (1, 2):

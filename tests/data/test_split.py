@@ -20,7 +20,8 @@ def store(folder: Path, changes: dict[str, Any] | None = None) -> ClipStore:
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "held"), [(10, 0.1, 1), (10, 0.3, 3), (2, 0.01, 1), (2, 0.99, 1), (5, 0.99, 4), (20, 0.1, 2)]
+    ("count", "share", "held"),
+    [(10, 0.1, 1), (10, 0.3, 3), (2, 0.01, 1), (2, 0.99, 1), (5, 0.99, 4), (20, 0.1, 2), (5, 0.35, 2), (7, 0.25, 2)],
 )
 def test_the_last_share_is_held_out_with_at_least_one_on_each_side(count: int, share: float, held: int) -> None:
     ids = list(range(count))

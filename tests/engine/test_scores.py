@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from hopecli.data.store import ClipStore
 from hopecli.engine.evaluate import EvalPlan, action_donors, score_clips, summarise, validation_record
@@ -29,6 +28,7 @@ from hopecli.hardware import DeviceChoice
 from hopecli.models.copy_last import CopyLast
 from hopecli.models.protocol import PredictorModule
 from tests.clips import DIM, GRID, data_settings, make_features, write_clip, write_clips
+from tests.engine.toys import ActionAsFrame
 
 
 def two_clips() -> ClipScores:
@@ -195,19 +195,6 @@ def test_shuffled_actions_come_from_another_clip_each_once(count: int) -> None:
     assert donors == action_donors(names, seed=0)
     if count == 10:
         assert donors != action_donors(names, seed=1)
-
-
-class ActionAsFrame(PredictorModule):
-    """Predicts a frame filled with the sum of the actions so far."""
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        return torch.zeros(batch_size)
-
-    def step(
-        self, frame: Tensor, action: Tensor, state_vec: Tensor, extrinsics: Tensor | None, *, memory: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        memory = memory + action.sum(dim=-1)
-        return memory[:, None, None].expand_as(frame), memory
 
 
 def score(
