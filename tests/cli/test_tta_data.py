@@ -1,0 +1,76 @@
+"""Which clips and which precision `hope tta` takes: source clips, precision flag, clips of an earlier adaptation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hopecli.data.make_clips import make_clips
+from tests.cli.runner import TINY, hope, only_run
+
+FAST = ["adaptation.steps=1", "adaptation.lr=0.01"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, beside it folders of clips: ice (3), walls (4) and base (5), with ids from 0."""
+    folder = tmp_path_factory.mktemp("tta_data")
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "data.val_split=0.3", "training.epochs=1"]
+    assert hope(command, folder).code == 0
+    for count, domain in ((3, "ice"), (4, "walls"), (5, "base")):
+        make_clips(folder / domain, clips=count, grid=2, dim=8, domain=domain, seed=1)
+    return only_run(folder)
+
+
+def result(run: Path, command: str, ckpt: Path, *arguments: str) -> dict[str, Any]:
+    """What a command says of a checkpoint; folders of clips lie in the working directory."""
+    outcome = hope([command, "--ckpt", str(ckpt), "--device", "cpu", "--json", *arguments], run.parents[2])
+    assert outcome.code == 0, outcome.err
+    found: dict[str, Any] = json.loads(outcome.out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clips", "label"),
+    [
+        (["--source-data-dir", "base"], 5, "base"),
+        (
+            ["--source-data-dir", "base", "data.clip_start=1", "data.clip_end=3"],
+            5,
+            "base",
+        ),  # ids of the stream's folder
+        (["--source-data-dir", "base", "adaptation.source_clips=2"], 2, "base"),
+        ([], 6, "held out from training"),
+        (["adaptation.source_clips=2"], 2, "held out from training"),
+    ],
+)
+def test_source_clips(run: Path, arguments: list[str], clips: int, label: str) -> None:
+    found = result(run, "tta", run, "--data-dir", "walls", *FAST, *arguments)
+    assert (found["forgetting"]["clips"], found["forgetting"]["source"]) == (clips, label)
+    assert found["clips"] == (2 if "data.clip_start=1" in arguments else 4)
+
+
+def test_precision_is_that_of_the_adaptation(run: Path) -> None:
+    """The run was trained in fp32; the flag is not of training.precision."""
+    losses = []
+    for precision in ("bf16", "fp32"):
+        found = result(run, "tta", run, "--data-dir", "walls", *FAST, "--precision", precision)
+        assert found["precision"] == precision
+        assert found["protocol"]["precision"] == precision
+        losses.append(found["loss_frozen"]["mean"])
+    assert losses[0] != losses[1]
+    # bf16 keeps 8 bits of a number; the frozen model is otherwise the same
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_weights_adapted_twice_remember_both_streams(run: Path) -> None:
+    once = run / "tta/once/adapted.safetensors"
+    result(run, "tta", run, "--data-dir", "ice", *FAST, "--name", "once")
+    assert result(run, "eval", once, "--data-dir", "walls")["overlap_with_training"] == 0
+    result(run, "tta", once, "--data-dir", "walls", *FAST, "--name", "twice")
+    twice = once.parent / "tta/twice/adapted.safetensors"
+    seen = {name: result(run, "eval", twice, "--data-dir", name)["overlap_with_training"] for name in ("ice", "walls")}
+    assert seen == {"ice": 3, "walls": 4}

@@ -1,0 +1,100 @@
+"""An interrupted stream goes on only under what its scores depend on: weights, clips, source, baselines, precision."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hopecli.cli.checkpoints import held_out_or_all, load_trained
+from hopecli.cli.common import start_runtime
+from hopecli.cli.tta import Request, identity
+from hopecli.data.make_clips import make_clips
+from hopecli.engine.tta_state import STATE_FILE
+from hopecli.report.tta import ConsoleStream
+from tests.cli.runner import TINY, Outcome, hope, only_run
+
+# One frame less in training than a clip has, so that data.num_timesteps may change too.
+SHORTER = ["objective.T_teacher=6", "objective.T_rollout=6", "data.val_split=0.3"]
+FAST = ["adaptation.steps=1", "adaptation.precision=auto"]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run, the clips of its stream that a signal stopped after the first, and other clips."""
+
+    run: Path
+    clips: Path
+    others: Path
+
+    def tta(self, *arguments: str, ckpt: str = "checkpoints/last", clips: Path | None = None) -> Outcome:
+        command = ["tta", "--ckpt", str(self.run / ckpt), "--device", "cpu", "--json", "--name", "part"]
+        return hope([*command, "--data-dir", str(clips or self.clips), *FAST, *arguments], self.run.parents[2])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    folder = tmp_path_factory.mktemp("identity")
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, *SHORTER]
+    assert hope(command, folder).code == 0
+    clips, others = folder / "clips", folder / "others"
+    make_clips(clips, clips=3, grid=2, dim=8, domain="ice", seed=1)
+    make_clips(others, clips=3, grid=2, dim=8, domain="ice", seed=2)
+    stream = Stopped(only_run(folder), clips, others)
+    shown = ConsoleStream.clip
+
+    def stop(*arguments: Any) -> None:
+        shown(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConsoleStream, "clip", stop)  # only says when the signal comes
+        outcome = stream.tta()
+    assert outcome.code == 75, outcome.err
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("arguments", "elsewhere", "key"),
+    [
+        ([], {"ckpt": "checkpoints/epoch_0001"}, "checkpoint"),
+        (["data.clip_end=2"], {}, "clips"),
+        ([], {"clips": "others"}, "clips"),
+        (["--source-data-dir", "others"], {}, "source"),
+        (["--baselines", "periodic_reset"], {}, "baselines"),
+        (["--precision", "bf16"], {}, "adaptation.precision"),
+        (["data.num_timesteps=7"], {}, "data.num_timesteps"),
+    ],
+)
+def test_resume_refuses_another_stream(
+    stopped: Stopped, arguments: list[str], elsewhere: dict[str, str], key: str
+) -> None:
+    where: dict[str, Any] = {k: stopped.others if v == "others" else v for k, v in elsewhere.items()}
+    other = stopped.tta("--resume", *arguments, **where)
+    assert other.code == 4, other.err
+    assert f"the interrupted stream had another {key} " in other.err
+    assert (stopped.run / "tta/part" / STATE_FILE).is_file()  # a refusal costs nothing
+
+
+def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
+    """Device and what `auto` precision became depend on the machine, which no flag of this one can change."""
+    trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
+    runtime = start_runtime("cpu", "fp32", quiet=True)
+    chosen = held_out_or_all(trained, runtime, "auto", lambda text: None)
+    request = Request(None, None, ["frozen"], False, None)
+
+    def differing(device: Any = "cpu", precision: Any = "fp32", **asked: Any) -> set[str]:
+        other = replace(runtime, choice=replace(runtime.choice, device=device, precision=precision))
+        mine = identity(trained, request, runtime, chosen, None)
+        found = identity(trained, replace(request, **asked), other, chosen, None)
+        return {key for key in {*mine, *found} if mine.get(key) != found.get(key)}
+
+    assert differing() == set()
+    assert differing(resume=True, name="another", preset="another") == set()  # these change no score
+    assert differing(precision="bf16") == {"precision"}
+    assert differing(device="cuda") == {"device"}
+    assert differing(baselines=["frozen", "periodic_reset"]) == {"baselines"}
