@@ -16,6 +16,7 @@ def rows(*, worst_first: bool = False) -> list[dict[str, Any]]:
         l1={"model": [[1.0, 2.0], [3.0, 5.0]], "copy_last": [[2.0, 4.0], [8.0, 2.5]]},
         cosine={"model": [[0.75, 0.25], [0.5, -0.25]], "copy_last": [[1.0, 0.75], [0.25, 0.0]]},
         copy_first=[[2.0, 10.0], [1.0, 3.0]],
+        target_std=[[4.0, 1.0], [0.5, 2.0]],
         teacher=[0.125, 0.375],
         worst_first=worst_first,
     )
@@ -32,6 +33,12 @@ def rows(*, worst_first: bool = False) -> list[dict[str, Any]]:
         ("teacher_l1", [0.125, 0.375]),
         ("l1_h1", [1.0, 3.0]),
         ("l1_h2", [2.0, 5.0]),
+        ("relative_h1", [0.5, 3.0]),
+        ("relative_h2", [0.2, 5.0 / 3.0]),
+        ("cosine_h1", [0.75, 0.5]),
+        ("cosine_h2", [0.25, -0.25]),
+        ("error_to_signal_h1", [0.25, 6.0]),
+        ("error_to_signal_h2", [2.0, 2.5]),
     ],
 )
 def test_a_column(column: str, expected: list[Any]) -> None:
@@ -51,7 +58,8 @@ def test_relative_to_nothing_is_absent() -> None:
         l1={"model": [[1.0]]},
         cosine={"model": [[0.5]]},
         copy_first=[[0.0]],
+        target_std=[[0.0]],
         teacher=[0.1],
         worst_first=False,
     )
-    assert row["relative"] is None
+    assert [row[key] for key in ("relative", "relative_h1", "error_to_signal_h1")] == [None, None, None]
