@@ -42,8 +42,14 @@ def mirrored(line: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def test_training(tmp_path: Path, wandb: FakeWandb) -> None:
+    # Diagnostics between two reads of the losses: those of the steps before must come first.
     command = ["train", "--preset", "quickstart_hope", "--device", "cpu", *TINY, "--wandb", "offline"]
-    command += ["training.epochs=1", "logging.diagnostics_every=4", "logging.wandb_project=worlds"]
+    command += [
+        "training.epochs=1",
+        "logging.log_every=4",
+        "logging.diagnostics_every=3",
+        "logging.wandb_project=worlds",
+    ]
     outcome = hope(command, tmp_path, WANDB_ENTITY="team")
     assert outcome.code == 0, outcome.err
     run = only_run(tmp_path)
