@@ -177,3 +177,34 @@ def test_wandb_offline_mirrors_and_online_needs_a_key(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert list((only_run(tmp_path) / "wandb").glob("offline-run-*"))
     assert len([line for line in metrics(only_run(tmp_path)) if line["type"] == "train"]) == 4
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_wandb_project_of_the_settings_comes_before_the_environment_s(named: bool, tmp_path: Path) -> None:
+    command = [*QUICK, "training.epochs=1", "--wandb", "offline"]
+    given = ["logging.wandb_project=from-settings"] if named else []
+    # An absolute folder: W&B's service, one for all tests, keeps the working directory of the first.
+    variables = {"WANDB_PROJECT": "from-environment", "HOPE_RUNS_DIR": str(tmp_path / "runs")}
+    assert hope([*command, *given], tmp_path, **variables).code == 0
+    (record,) = only_run(tmp_path).rglob("run-*.wandb")
+    assert (b"from-environment" in record.read_bytes()) is not named
+    assert (b"from-settings" in record.read_bytes()) is named
+
+
+@pytest.mark.parametrize(
+    ("flag", "given", "override", "key"),
+    [
+        ("--seed", "2", "training.seed=1", "training.seed"),
+        ("--device", "cpu", "training.device=auto", "training.device"),
+        ("--precision", "bf16", "training.precision=fp32", "training.precision"),
+        ("--wandb", "offline", "logging.wandb=disabled", "logging.wandb"),
+        ("--data-dir", "mine", "data.data_dir=other", "data.data_dir"),
+    ],
+)
+def test_a_flag_beats_an_override(flag: str, given: str, override: str, key: str, tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--print-config", "--json"]
+    section, name = key.split(".")
+    for arguments in ([override, flag, given], [flag, given, override]):
+        outcome = hope([*command, *arguments], tmp_path)
+        assert outcome.code == 0, outcome.err
+        assert str(json.loads(outcome.out)[section][name]).split("/")[-1] == given
