@@ -108,13 +108,13 @@ def write_random_clips(folder: Path) -> Path:
     return folder
 
 
-def run(clips: Path, run_dir: Path, **changes: dict[str, Any]) -> Run:
-    """Train under the base settings with these sections changed."""
+def run(clips: Path, run_dir: Path, *, kept: Kept | None = None, **changes: dict[str, Any]) -> Run:
+    """Train under the base settings with these sections changed; `kept` receives what the run reports."""
     s = settings(changes)
     store = ReadingOrder(clips, s)
     split = make_split(store)
     assert len(split.train) == TRAINING
-    d, kept = s.data, Kept()
+    d, kept = s.data, kept or Kept()
     model = build_model(s.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=s.training.seed)
     job = TrainJob(
         preset="test",

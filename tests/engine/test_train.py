@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from hopecli.data.clip import ClipBatch
+from hopecli.engine.results import ValidationRecord
 from hopecli.models.build import build_model
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
 from hopecli.models.protocol import PredictorModule
-from tests.engine.runs import FRAMES, Run, read, run, write_random_clips
+from tests.engine.runs import FRAMES, Kept, Run, read, run, write_random_clips
 
 WHOLE = {"batch_size": 4}  # all training clips: the order does not matter
 HOPE = {
@@ -193,6 +194,29 @@ def test_validation_scores_the_rest_of_each_clip_in_the_space_of_the_losses(clip
     assert record.rollout_per_horizon == pytest.approx(own, rel=1e-5)
     assert record.loss_rollout == pytest.approx(own.mean(), rel=1e-5)
     assert record.loss_teacher == pytest.approx(teacher, rel=1e-5)
+
+
+class Slow(Kept):
+    """Whatever the run does takes no time by the clock but what is said here: a second per step, hours for the rest."""
+
+    now = 0.0
+
+    def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self.now += 1e4
+
+    def tick(self, step: int) -> None:
+        self.now += 1.0
+
+    def validation(self, record: ValidationRecord) -> None:
+        self.now += 1e4
+
+
+def test_only_steps_count_as_training_time(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr("time.perf_counter", lambda: slow.now)
+    run(clips, tmp_path, kept=slow, training={"epochs": 3})
+    # Two clips per step; exact, as all these numbers are in binary.
+    assert [record.clips_per_second for record in slow.records] == [2.0] * 6
 
 
 @pytest.mark.parametrize("normalised", [True, False])
