@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,16 +180,27 @@ def test_wandb_offline_mirrors_and_online_needs_a_key(tmp_path: Path) -> None:
     assert len([line for line in metrics(only_run(tmp_path)) if line["type"] == "train"]) == 4
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_the_wandb_project_of_the_settings_comes_before_the_environment_s(named: bool, tmp_path: Path) -> None:
-    command = [*QUICK, "training.epochs=1", "--wandb", "offline"]
-    given = ["logging.wandb_project=from-settings"] if named else []
-    # An absolute folder: W&B's service, one for all tests, keeps the working directory of the first.
-    variables = {"WANDB_PROJECT": "from-environment", "HOPE_RUNS_DIR": str(tmp_path / "runs")}
-    assert hope([*command, *given], tmp_path, **variables).code == 0
-    (record,) = only_run(tmp_path).rglob("run-*.wandb")
-    assert (b"from-environment" in record.read_bytes()) is not named
-    assert (b"from-settings" in record.read_bytes()) is named
+@pytest.mark.parametrize(
+    ("override", "variable", "project"),
+    [
+        ("logging.wandb_project=mine", "theirs", "mine"),
+        ("logging.wandb_project=null", "theirs", "theirs"),
+        ("logging.wandb_project=null", "", "hopecli"),
+    ],
+)
+def test_the_wandb_project_of_the_settings_comes_before_the_environment_s(
+    override: str, variable: str, project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def init(**options: Any) -> None:
+        asked.append(options["project"])
+        raise RuntimeError("no W&B in this test")  # the run goes on without its mirror
+
+    monkeypatch.setattr("wandb.init", init)
+    command = [*QUICK, "training.epochs=1", "--wandb", "offline", override]
+    assert hope(command, tmp_path, WANDB_PROJECT=variable).code == 0
+    assert asked == [project]
 
 
 @pytest.mark.parametrize(
