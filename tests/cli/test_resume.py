@@ -150,6 +150,47 @@ def test_resume_last_looks_where_runs_are_written(tmp_path: Path) -> None:
     assert json.loads(outcome.out)["run_dir"].startswith("other")
 
 
+def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    assert hope(command, tmp_path).code == 0
+    newest = only_run(tmp_path)
+    for older in ("quickstart/2001-01-01_00-00-00", "another/2002-01-01_00-00-00"):
+        shutil.copytree(newest, tmp_path / "runs" / older)  # the copy's files are the newer ones
+    outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert Path(json.loads(outcome.out)["run_dir"]).name == newest.name
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.epochs=9",
+        "training.seed=1",
+        "training.accumulate=2",
+        "training.precision=bf16",
+        "data.batch_size=2",
+        "data.val_split=0.5",
+        "data.clip_end=9",
+        "data.num_timesteps=4",
+        "model.width=32",
+        "objective.loss_exp=2.0",
+    ],
+)
+def test_a_resumed_run_keeps_what_it_trains_on(override: str, uninterrupted: Path, tmp_path: Path) -> None:
+    outcome = hope(["train", "--resume", str(uninterrupted), override], tmp_path)
+    assert outcome.code == 2
+    assert f"{override.split('=')[0]}: cannot change in a resumed run" in one_line(outcome)
+
+
+def test_a_resumed_run_may_read_and_log_otherwise(uninterrupted: Path, tmp_path: Path) -> None:
+    changes = ["data.workers=3", "training.device=cpu", "logging.log_every=7"]
+    outcome = hope(["train", "--resume", str(uninterrupted), *changes, "--print-config", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    settings = json.loads(outcome.out)
+    found = (settings["data"]["workers"], settings["training"]["device"], settings["logging"]["log_every"])
+    assert found == (3, "cpu", 7)
+
+
 def test_lines_after_the_last_checkpoint_are_dropped(uninterrupted: Path, tmp_path: Path) -> None:
     process = start(LONG, tmp_path)
     wait_for_steps(tmp_path, 7)  # past the checkpoint of epoch 1 (step 4)

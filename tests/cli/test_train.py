@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +199,45 @@ def test_records_keep_their_order_beside_diagnostics(tmp_path: Path) -> None:
     steps = [line["step"] for line in metrics(only_run(tmp_path))]
     assert steps == sorted(steps)
     assert len(steps) > 4
+
+
+@pytest.mark.parametrize(
+    ("override", "variable", "project"),
+    [
+        ("logging.wandb_project=mine", "theirs", "mine"),
+        ("logging.wandb_project=null", "theirs", "theirs"),
+        ("logging.wandb_project=null", "", "hopecli"),
+    ],
+)
+def test_the_wandb_project_of_the_settings_comes_before_the_environment_s(
+    override: str, variable: str, project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def init(**options: Any) -> None:
+        asked.append(options["project"])
+        raise RuntimeError("no W&B in this test")  # the run goes on without its mirror
+
+    monkeypatch.setattr("wandb.init", init)
+    command = [*QUICK, "training.epochs=1", "--wandb", "offline", override]
+    assert hope(command, tmp_path, WANDB_PROJECT=variable).code == 0
+    assert asked == [project]
+
+
+@pytest.mark.parametrize(
+    ("flag", "given", "override", "key"),
+    [
+        ("--seed", "2", "training.seed=1", "training.seed"),
+        ("--device", "cpu", "training.device=auto", "training.device"),
+        ("--precision", "bf16", "training.precision=fp32", "training.precision"),
+        ("--wandb", "offline", "logging.wandb=disabled", "logging.wandb"),
+        ("--data-dir", "mine", "data.data_dir=other", "data.data_dir"),
+    ],
+)
+def test_a_flag_beats_an_override(flag: str, given: str, override: str, key: str, tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--print-config", "--json"]
+    section, name = key.split(".")
+    for arguments in ([override, flag, given], [flag, given, override]):
+        outcome = hope([*command, *arguments], tmp_path)
+        assert outcome.code == 0, outcome.err
+        assert str(json.loads(outcome.out)[section][name]).split("/")[-1] == given

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hopecli.data.source import cache_folder, clips_folder
@@ -60,3 +61,20 @@ def test_a_tilde_in_the_cache_folder_is_the_home_folder(tmp_path: Path, monkeypa
     monkeypatch.delenv("HOPE_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_folder() == tmp_path / ".cache" / "hopecli"
+
+
+def made(**physics: object) -> dict[str, bytes]:
+    """The files of three built-in clips made under these settings."""
+    settings = data_settings({"source": "physics", "physics": {"clips": 3, **physics}})
+    return content(clips_folder(settings, lambda text: None))
+
+
+def test_the_clips_are_made_as_the_settings_say() -> None:
+    first = made()
+    for changes in ({"seed": 1}, {"domain": "ice"}):
+        other = made(**changes)
+        assert other.keys() == first.keys()
+        assert other != first
+    exact = data_settings({"source": "physics", "physics": {"clips": 2, "dtype": "float32"}})
+    folder = clips_folder(exact, lambda text: None)
+    assert {np.load(path).dtype for path in folder.rglob("vjepa2_vitl16.npy")} == {np.dtype(np.float32)}

@@ -16,7 +16,13 @@ from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
 
 SETTINGS = OptimizerSettings(
-    lr=0.1, weight_decay=0.05, titan_lr_scale=0.2, cms_lr_scale=0.5, memory_weight_decay=0.005, eps=1e-6
+    lr=0.1,
+    betas=(0.8, 0.95),  # not torch's defaults, nor is eps
+    weight_decay=0.05,
+    titan_lr_scale=0.2,
+    cms_lr_scale=0.5,
+    memory_weight_decay=0.005,
+    eps=1e-6,
 )
 VIT = ViTACSettings(width=12, depth=1, num_heads=2)
 HOPE = HopeSettings(

@@ -1,0 +1,85 @@
+"""Losses and times of steps, on a clock that is set by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hopecli.engine.meter import Meter, check_finite
+from hopecli.engine.runtime import start
+from hopecli.engine.train_step import StepTensors
+from hopecli.errors import DivergedError
+from tests.engine.runs import CPU
+
+
+class Clock:
+    """A clock that shows what it is set to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    return clock
+
+
+def add(meter: Meter, step: int, values: list[float], clips: int, data_seconds: float) -> None:
+    meter.add(step, 7, 0.25, StepTensors(torch.tensor(values), clips), data_seconds)
+
+
+def test_every_number_is_in_its_place_and_times_are_shared_by_the_steps(clock: Clock) -> None:
+    meter = Meter(start(CPU))
+    meter.restart_clock()
+    add(meter, 5, [1.0, 2.0, 3.0, 4.0], clips=6, data_seconds=0.5)
+    add(meter, 6, [1.5, 2.5, 3.5, 4.5], clips=10, data_seconds=1.25)
+    clock.now += 4.0
+    one, two = meter.flush()
+    # All numbers are exact in binary.
+    assert (one.step, one.epoch, one.lr) == (5, 7, 0.25)
+    assert (one.loss, one.loss_teacher, one.loss_rollout, one.grad_norm) == (1.0, 2.0, 3.0, 4.0)
+    assert (two.loss, two.loss_teacher, two.loss_rollout, two.grad_norm) == (1.5, 2.5, 3.5, 4.5)
+    assert one.clips_per_second == two.clips_per_second == 16 / 4
+    assert (one.data_seconds, two.data_seconds) == (0.5, 1.25)
+    assert (one.step_seconds, two.step_seconds) == (2 - 0.5, 2 - 1.25)
+    assert meter.last_loss == 1.5
+
+
+def test_the_clock_runs_from_report_to_report(clock: Clock) -> None:
+    meter = Meter(start(CPU))
+    meter.restart_clock()
+    rates = []
+    for seconds in (4.0, 2.0):
+        add(meter, 1, [1.0] * 4, clips=8, data_seconds=0.0)
+        clock.now += seconds
+        rates += [record.clips_per_second for record in meter.flush()]
+    clock.now += 50.0  # validation and saving
+    meter.restart_clock()
+    add(meter, 2, [1.0] * 4, clips=8, data_seconds=0.0)
+    clock.now += 1.0
+    rates += [record.clips_per_second for record in meter.flush()]
+    assert rates == [2.0, 4.0, 8.0]
+    assert (meter.clips, meter.seconds) == (24, 7.0)
+    assert meter.flush() == []
+
+
+@pytest.mark.parametrize(("place", "what"), [(0, "the loss"), (3, "the gradient norm")])
+def test_the_first_step_that_is_not_finite_is_named(place: int, what: str, clock: Clock) -> None:
+    meter = Meter(start(CPU))
+    for step in (1, 2, 3):
+        values = [1.0] * 4
+        values[place] = math.nan if step > 1 else 1.0
+        add(meter, step, values, clips=1, data_seconds=0.0)
+    clock.now += 1.0
+    records = meter.flush()
+    with pytest.raises(DivergedError, match=f"{what} is not finite at step 2"):
+        check_finite(records, scaled=False)
+    if place == 3:
+        check_finite(records, scaled=True)  # a loss scaler skips such a step by itself

@@ -1,0 +1,51 @@
+"""The precision of a run is the one that was asked for, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hopecli.engine.runtime import start
+from hopecli.hardware import DeviceChoice, PrecisionName
+from tests.engine.runs import CPU
+
+
+class Product(nn.Module):
+    """Remembers the dtype in which its product was computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.dtype = y.dtype
+        return y
+
+
+@pytest.fixture(autouse=True)
+def fp32_afterwards() -> Iterator[None]:
+    """Accelerate keeps one precision per process."""
+    yield
+    start(CPU)
+
+
+# fp16 needs a GPU.
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_prepared_module_and_autocast_compute_in_it(precision: PrecisionName, dtype: torch.dtype) -> None:
+    runtime = start(DeviceChoice("cpu", precision, "test", "test", "CPU"))
+    module = Product()
+    prepared = runtime.accelerator.prepare(module)
+    loss = prepared(torch.ones(2, 4)).sum()
+    assert module.dtype == dtype
+    runtime.accelerator.backward(loss)
+    assert {p.dtype for p in module.parameters()} == {torch.float32}  # weights and gradients stay what they are
+    assert {p.grad.dtype for p in module.parameters() if p.grad is not None} == {torch.float32}
+    unprepared = Product()
+    with runtime.autocast():
+        unprepared(torch.ones(2, 4))
+    assert unprepared.dtype == dtype
