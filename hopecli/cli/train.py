@@ -181,7 +181,8 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     resumed, skipped, first_step = None, {}, 0
     if request.resume is not None:
         checkpoint = load_checkpoint(str(request.resume))
-        if checkpoint.info.get("split") != split.hash:
+        before = read_split(request.resume / "split.json")
+        if checkpoint.info.get("split") not in (before.hash, split.hash) or not split.same_clips(before):
             raise CheckpointError(
                 "the clips are not those the run was started with (the split's hash differs)",
                 where=str(folder),
@@ -191,8 +192,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         load_into(model, checkpoint)
         resumed = load_trainer(find_weights(str(request.resume))[0].parent)
         first_step = int(checkpoint.info["step"])
-        before = read_split(request.resume / "split.json").skipped
-        skipped = {name: reason for name, reason in before.items() if name not in split.skipped}
+        skipped = {name: reason for name, reason in before.skipped.items() if name not in split.skipped}
     name = request.resolved.name
     run_dir = request.resume
     if run_dir is None:

@@ -40,6 +40,13 @@ class Split:
         """Whether its fingerprints are made as `fingerprints` makes them now."""
         return all(len(mark) == 2 * MARK_BYTES for mark in self.fingerprints.values())
 
+    def same_clips(self, before: Split) -> bool:
+        """Whether a run that was started on `before` has these clips: by content, or by name where the fingerprints
+        are of an earlier recipe."""
+        if before.comparable:
+            return self.hash == before.hash
+        return (self.train, self.held_out) == (before.train, before.held_out)
+
     def to_json(self) -> str:
         """The text of split.json."""
         return json.dumps({"hash": self.hash, **asdict(self)}, indent=1) + "\n"

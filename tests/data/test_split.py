@@ -100,6 +100,14 @@ def test_marks_of_an_earlier_recipe_are_not_compared() -> None:
     assert not Split(("a",), ("b",), {}, {"a": "0" * 20}).comparable
 
 
+def test_a_run_with_marks_of_an_earlier_recipe_knows_its_clips_by_name() -> None:
+    now = Split(("a", "b"), ("c",), {}, {"a": "1" * 2 * MARK_BYTES, "b": "2" * 2 * MARK_BYTES})
+    assert now.same_clips(now)
+    assert not now.same_clips(Split(now.train, now.held_out, {}, {**now.fingerprints, "b": "3" * 2 * MARK_BYTES}))
+    assert now.same_clips(Split(now.train, now.held_out, {}, {"a": "0" * 20, "b": "0" * 20}))
+    assert not now.same_clips(Split(("a",), ("b", "c"), {}, {"a": "0" * 20}))
+
+
 def test_split_file_reads_back_and_damage_is_noticed(tmp_path: Path) -> None:
     split = Split(("a", "b"), ("c",), {"d": "truncated: short"}, {"a": "1", "b": "2"})
     path = tmp_path / "split.json"
