@@ -101,15 +101,24 @@ def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:
 
 
 def _require_same_model(settings: Settings, trained_under: Settings) -> None:
-    """SettingsError for the first override of what the weights were trained as: they have no other layout or loss."""
+    """SettingsError for overrides of what the weights were trained as: they have no other layout or loss."""
     from hopecli.config.explain import to_tree
     from hopecli.config.load import flat
 
     asked, known = flat(to_tree(settings)), flat(to_tree(trained_under))
-    for key in sorted({*asked, *known}):
-        fixed = key in CHECKPOINT_KEYS or key.split(".")[0] in CHECKPOINT_SECTIONS
-        if fixed and key not in FREE_KEYS and asked.get(key) != known.get(key):
-            raise SettingsError("belongs to the checkpoint", where=key, value=asked.get(key), fix="leave it out")
+    wrong = [
+        key
+        for key in sorted({*asked, *known})
+        if (key in CHECKPOINT_KEYS or key.split(".")[0] in CHECKPOINT_SECTIONS)
+        and key not in FREE_KEYS
+        and asked.get(key) != known.get(key)
+    ]
+    if "model.kind" in wrong:  # the rest follows from it
+        wrong = ["model.kind"]
+    if len(wrong) == 1:
+        raise SettingsError("belongs to the checkpoint", where=wrong[0], value=asked.get(wrong[0]), fix="leave it out")
+    if wrong:
+        raise SettingsError("belong to the checkpoint", where=", ".join(wrong), fix="leave them out")
 
 
 def open_store(settings: Settings, runtime: Runtime, say: Callable[[str], None]) -> ClipStore:

@@ -201,6 +201,9 @@ def test_mistakes(run: Path, tmp_path: Path) -> None:
         outcome = hope(["eval", "--ckpt", str(run), text], folder)
         assert outcome.code == 2, text
         assert "belongs to the checkpoint" in outcome.err
+    outcome = hope(["eval", "--ckpt", str(run), "model.depth=3", "data.grid=3"], folder)
+    assert outcome.code == 2
+    assert "data.grid, model.depth: belong to the checkpoint" in outcome.err
     outcome = hope(["eval", "--ckpt", str(run), "--name", ".."], folder)
     assert outcome.code == 2
     assert "not a folder's name" in outcome.err
