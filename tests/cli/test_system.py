@@ -164,12 +164,14 @@ def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tm
     assert ("vjepa2_ac" in done.stdout) == (code == 0)
 
 
-@pytest.mark.parametrize(("given", "used"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+@pytest.mark.parametrize(
+    ("given", "used"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
 def test_waiting_threads_leave_the_cores_to_others_unless_told(
     given: dict[str, str], used: str, tmp_path: Path
 ) -> None:
-    late = "import atexit, os; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']));"
-    variables = {k: v for k, v in environment(tmp_path).items() if k != "OMP_WAIT_POLICY"}
+    late = "import atexit, os; atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')));"
+    variables = {k: v for k, v in environment(tmp_path).items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run(
         [sys.executable, "-c", f"{late} from hopecli.cli.main import entry_point; entry_point()", "presets"],
         cwd=tmp_path,
