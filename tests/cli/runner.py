@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small enough for seconds, large enough to have every part: 20 clips, 18 training, 4 steps per epoch.
@@ -66,6 +68,20 @@ def hope(arguments: Sequence[str], folder: Path, **extra: str) -> Outcome:
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def evaluate(run: Path, *arguments: str) -> dict[str, Any]:
+    """results.json of `hope eval` on a run, which must succeed."""
+    outcome = hope(["eval", "--ckpt", str(run), "--device", "cpu", "--json", *arguments], run.parents[2])
+    assert outcome.code == 0, outcome.err
+    result: dict[str, Any] = json.loads(outcome.out)
+    return result
+
+
+def eval_row(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """The row of that name."""
+    found: dict[str, Any] = next(r for r in results["rows"] if r["name"] == name)
+    return found
 
 
 def hope_on_two(arguments: Sequence[str], folder: Path) -> Outcome:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, eval_row, evaluate, hope, only_run
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +21,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "data.val_split=0.3"]
     assert hope(command, folder).code == 0
     return only_run(folder)
-
-
-def evaluate(run: Path, *arguments: str) -> dict[str, Any]:
-    outcome = hope(["eval", "--ckpt", str(run), "--device", "cpu", "--json", *arguments], run.parents[2])
-    assert outcome.code == 0, outcome.err
-    result: dict[str, Any] = json.loads(outcome.out)
-    return result
-
-
-def row(results: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(r for r in results["rows"] if r["name"] == name)
-    return found
 
 
 def test_defaults_to_the_held_out_part(run: Path) -> None:
@@ -54,7 +42,7 @@ def test_agrees_with_the_last_validation(run: Path) -> None:
     validation = [line for line in lines if line["type"] == "validation"][-1]
     results = evaluate(run)
     # Same weights and clips, other batch size: float32 rounding.
-    assert row(results, "model")["l1"]["mean"] == pytest.approx(validation["loss_rollout"], rel=1e-5)
+    assert eval_row(results, "model")["l1"]["mean"] == pytest.approx(validation["loss_rollout"], rel=1e-5)
     assert results["loss_teacher"]["mean"] == pytest.approx(validation["loss_teacher"], rel=1e-5)
 
 
@@ -66,7 +54,7 @@ def test_baselines_by_hand(run: Path) -> None:
     h = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)  # [n, T, N, D]
     copy = np.abs(h[:, 1:] - h[:, :1]).mean(axis=(0, 2, 3))
     results = evaluate(run)
-    last = row(results, "copy_last")
+    last = eval_row(results, "copy_last")
     assert [v["mean"] for v in last["l1_per_horizon"]] == pytest.approx(copy, rel=1e-5)
     assert last["relative"] == pytest.approx(1.0)
     unit = h / np.linalg.norm(h, axis=-1, keepdims=True)
@@ -74,27 +62,29 @@ def test_baselines_by_hand(run: Path) -> None:
     assert [v["mean"] for v in last["cosine_per_horizon"]] == pytest.approx(cosine, rel=1e-5)
     std = h[:, 1:].reshape(len(h), 7, -1).std(axis=-1, ddof=1).mean(axis=0)
     assert last["error_to_signal_per_horizon"] == pytest.approx(copy / std, rel=1e-5)
-    assert results["ratio_to_copy_last"] == pytest.approx(row(results, "model")["l1"]["mean"] / copy.mean(), rel=1e-5)
+    assert results["ratio_to_copy_last"] == pytest.approx(
+        eval_row(results, "model")["l1"]["mean"] / copy.mean(), rel=1e-5
+    )
 
 
 def test_action_rows_differ_and_sensitivity_is_their_gap(run: Path) -> None:
     results = evaluate(run)
-    model, shuffled = row(results, "model")["l1"]["mean"], row(results, "shuffled_action")["l1"]["mean"]
-    assert row(results, "zero_action")["l1"]["mean"] != model
+    model, shuffled = eval_row(results, "model")["l1"]["mean"], eval_row(results, "shuffled_action")["l1"]["mean"]
+    assert eval_row(results, "zero_action")["l1"]["mean"] != model
     assert results["action_sensitivity"]["mean"] == pytest.approx(shuffled - model, abs=1e-9)
     assert results["action_sensitivity_relative"] == pytest.approx((shuffled - model) / model, rel=1e-6)
 
 
 def test_file_and_preset_and_context(run: Path, tmp_path: Path) -> None:
     file = run / "checkpoints/last/model.safetensors"
-    assert row(evaluate(file), "model") == row(evaluate(run), "model")
+    assert eval_row(evaluate(file), "model") == eval_row(evaluate(run), "model")
     results = evaluate(run, "--preset", "test_ac_predictor", "evaluation.context_frames=3", "evaluation.T_rollout=2")
     assert (results["context_frames"], results["T_rollout"]) == (3, 2)
-    assert len(row(results, "model")["l1_per_horizon"]) == 2
+    assert len(eval_row(results, "model")["l1_per_horizon"]) == 2
     copied = tmp_path / "alone.safetensors"  # without its run directory: the split is made again and must match
     shutil.copy(file, copied)
     alone = evaluate_in(run.parents[2], copied)
-    assert row(alone, "model") == row(evaluate(run), "model")
+    assert eval_row(alone, "model") == eval_row(evaluate(run), "model")
     assert (run.parents[2] / "runs/eval/alone/held_out/results.json").is_file()
 
 
@@ -162,9 +152,9 @@ def test_clips_shorter_than_those_trained_on(run: Path) -> None:
     """The first frames of the same clips: the error at each of their horizons is the same."""
     whole, short = evaluate(run), evaluate(run, "data.num_timesteps=4", "--name", "short")
     assert (short["T_rollout"], short["clips"]) == (3, 6)
-    known = [h["mean"] for h in row(whole, "model")["l1_per_horizon"][:3]]
+    known = [h["mean"] for h in eval_row(whole, "model")["l1_per_horizon"][:3]]
     # Float32 rounding of other shapes.
-    assert [h["mean"] for h in row(short, "model")["l1_per_horizon"]] == pytest.approx(known, rel=1e-5)
+    assert [h["mean"] for h in eval_row(short, "model")["l1_per_horizon"]] == pytest.approx(known, rel=1e-5)
     outcome = hope(["eval", "--ckpt", str(run), "data.num_timesteps=4", "objective.T_rollout=2"], run.parents[2])
     assert outcome.code == 2
     assert "objective.T_rollout: belongs to the checkpoint" in outcome.err
@@ -183,7 +173,7 @@ def test_per_clip_file_worst_first(run: Path) -> None:
     errors = [float(r["l1"]) for r in rows]
     assert errors == sorted(errors, reverse=True)
     assert results["worst_clips"] == [r["clip"] for r in rows[:2]]
-    assert np.mean(errors) == pytest.approx(row(results, "model")["l1"]["mean"])
+    assert np.mean(errors) == pytest.approx(eval_row(results, "model")["l1"]["mean"])
     assert float(rows[0]["l1_h7"]) > 0
 
 
@@ -223,7 +213,7 @@ def test_single_clip_has_no_interval_and_no_shuffled_row(run: Path, tmp_path: Pa
     make_clips(tmp_path / "one", clips=1, grid=2, dim=8, domain="base", seed=5)
     results = evaluate(run, "--data-dir", str(tmp_path / "one"))
     assert results["action_sensitivity"] is None
-    assert row(results, "model")["l1"]["low"] is None
+    assert eval_row(results, "model")["l1"]["low"] is None
     assert "shuffled_action" not in [r["name"] for r in results["rows"]]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from hopecli.data.make_clips import make_clips
 from hopecli.engine.scores import bootstrap_weights, interval
-from tests.cli.runner import TINY, Outcome, hope, only_run
+from tests.cli.runner import TINY, Outcome, eval_row, evaluate, hope, only_run
 
 CONTEXT, HORIZON = 2, 6
 HELD_OUT = [f"clip_{i:05d}" for i in range(9, 14)]  # half of those from 4 to 13
@@ -34,18 +34,6 @@ def outcome_of(run: Path, *arguments: str) -> Outcome:
     return hope(["eval", "--ckpt", str(run), "--device", "cpu", "--json", *arguments], run.parents[2])
 
 
-def evaluate(run: Path, *arguments: str) -> dict[str, Any]:
-    outcome = outcome_of(run, *arguments)
-    assert outcome.code == 0, outcome.err
-    result: dict[str, Any] = json.loads(outcome.out)
-    return result
-
-
-def row(results: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(r for r in results["rows"] if r["name"] == name)
-    return found
-
-
 @pytest.fixture(scope="module")
 def results(run: Path) -> dict[str, Any]:
     return evaluate(run)
@@ -58,36 +46,36 @@ def test_context_and_space_are_those_of_training(run: Path, results: dict[str, A
     copy = np.abs(x[:, CONTEXT:] - x[:, CONTEXT - 1 : CONTEXT]).mean(axis=(0, 2, 3))
     first = np.abs(x[:, CONTEXT:] - x[:, :1]).mean(axis=(0, 2, 3))
     assert (results["context_frames"], results["T_rollout"], results["normalize_reps"]) == (CONTEXT, HORIZON, False)
-    last = row(results, "copy_last")
+    last = eval_row(results, "copy_last")
     assert [v["mean"] for v in last["l1_per_horizon"]] == pytest.approx(copy, rel=1e-5)
     assert last["relative_per_horizon"] == pytest.approx(copy / first, rel=1e-5)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validation = next(line for line in lines if line["type"] == "validation")
     # Same weights and clips, another batch size: float32 rounding.
-    model = [v["mean"] for v in row(results, "model")["l1_per_horizon"]]
+    model = [v["mean"] for v in eval_row(results, "model")["l1_per_horizon"]]
     assert model == pytest.approx(validation["rollout_per_horizon"], rel=1e-5)
 
 
 def test_precision_flag(run: Path, results: dict[str, Any]) -> None:
     half = evaluate(run, "--precision", "bf16", "--name", "half")
     assert (results["precision"], half["precision"]) == ("fp32", "bf16")
-    exact, rough = (row(r, "model")["l1"]["mean"] for r in (results, half))
+    exact, rough = (eval_row(r, "model")["l1"]["mean"] for r in (results, half))
     assert rough != pytest.approx(exact, rel=1e-6)  # more than float32 rounding
     assert rough == pytest.approx(exact, rel=0.01)  # bf16 rounds by up to 0.4 %, up and down; the mean moves less
-    assert row(half, "copy_last") == row(results, "copy_last")  # runs no model
+    assert eval_row(half, "copy_last") == eval_row(results, "copy_last")  # runs no model
 
 
 def test_seed_shuffles_the_actions_and_draws_the_resamples(run: Path, results: dict[str, Any]) -> None:
     other = evaluate(run, "evaluation.seed=1", "evaluation.bootstrap_samples=150", "--name", "seed")
-    assert row(other, "model")["l1"]["mean"] == row(results, "model")["l1"]["mean"]
-    assert row(other, "shuffled_action")["l1"]["mean"] != row(results, "shuffled_action")["l1"]["mean"]
+    assert eval_row(other, "model")["l1"]["mean"] == eval_row(results, "model")["l1"]["mean"]
+    assert eval_row(other, "shuffled_action")["l1"]["mean"] != eval_row(results, "shuffled_action")["l1"]["mean"]
     with open(run / "eval/seed/per_clip.csv", encoding="utf-8", newline="") as file:
         errors = np.array([float(r["l1_copy_last"]) for r in csv.DictReader(file)])
     bounds = []
     for samples, seed in ((150, 1), (150, 0), (2000, 1)):
         found = interval(errors, bootstrap_weights(len(errors), samples=samples, seed=seed))
         bounds.append((found.low, found.high))
-    last = row(other, "copy_last")["l1"]
+    last = eval_row(other, "copy_last")["l1"]
     # The same sums in float64, of numbers that the file holds in full.
     assert (last["low"], last["high"]) == pytest.approx(bounds[0], rel=1e-9)
     for wrong in bounds[1:]:
