@@ -84,7 +84,7 @@ def entry_point() -> NoReturn:
 def _wait_briefly() -> None:
     """Let waiting OpenMP threads spin shortly, unless told otherwise: GNU OpenMP's default starves a busy machine.
 
-    Measured on 2 cores: no slower when they are free, and many times faster beside a busy process (README); a count of
+    Measured on 2 cores: no slower when they are free, and faster beside a busy process (README); a count of
     0 halves the speed of small models.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
