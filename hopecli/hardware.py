@@ -165,7 +165,7 @@ def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
 def _resolve_device(device: str, report: HardwareReport) -> tuple[DeviceName, str]:
     if device == "auto":
         if report.cuda:
-            return "cuda", f"auto: {len(report.cuda)} CUDA device(s) found"
+            return "cuda", f"auto: {len(report.cuda)} CUDA device{'s' if len(report.cuda) > 1 else ''} found"
         if report.mps:
             return "mps", "auto: no CUDA device, MPS is available"
         return "cpu", "auto: no CUDA device and no MPS"
@@ -177,7 +177,7 @@ def _resolve_device(device: str, report: HardwareReport) -> tuple[DeviceName, st
             f"MPS is not available: {report.mps_reason}", where="--device", value=device, fix="use --device auto or cpu"
         )
     chosen: DeviceName = "cuda" if device == "cuda" else "mps" if device == "mps" else "cpu"
-    return chosen, "asked for"
+    return chosen, "as set"
 
 
 def _resolve_precision(device: DeviceName, precision: str, report: HardwareReport) -> tuple[PrecisionName, str]:
@@ -190,7 +190,7 @@ def _resolve_precision(device: DeviceName, precision: str, report: HardwareRepor
             return "fp16", f"auto: {shown} has fp16 units but no bf16"
         return "fp32", f"auto: fp32 on {device}"
     if precision == "fp32":
-        return "fp32", "asked for"
+        return "fp32", "as set"
     if device == "mps":
         reason = "mixed precision is not supported on MPS here"
     elif device == "cpu" and precision == "fp16":
@@ -198,7 +198,7 @@ def _resolve_precision(device: DeviceName, precision: str, report: HardwareRepor
     elif device == "cuda" and precision == "bf16" and capability < BF16_CAPABILITY:
         reason = f"{shown} only emulates bf16; it needs 8.0"
     else:
-        return ("bf16" if precision == "bf16" else "fp16"), "asked for"
+        return ("bf16" if precision == "bf16" else "fp16"), "as set"
     raise DeviceError(
         f"{precision} cannot be used on {device}: {reason}",
         where="--precision",

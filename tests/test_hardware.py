@@ -70,7 +70,7 @@ def test_auto(report: HardwareReport, device: str, precision: str, label: str, r
 def test_asked_for(report: HardwareReport, device: str, precision: str, expected: tuple[str, str]) -> None:
     choice = resolve(device, precision, report)
     assert (choice.device, choice.precision) == expected
-    assert "asked for" in (choice.device_reason, choice.precision_reason)
+    assert "as set" in (choice.device_reason, choice.precision_reason)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,13 @@ def test_package_keeps_the_rules() -> None:
     assert problems(PACKAGE) == []
 
 
+def test_tests_are_as_short_as_the_package() -> None:
+    files = sorted(Path(__file__).resolve().parent.rglob("*.py"))
+    assert len(files) > 90
+    lines = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+
+
 PLANTED = {
     "config may not import torch": ("config/load.py", "import torch"),
     "config may not import hopecli.data": ("config/load.py", "def f():\n    from hopecli.data import clip"),

@@ -35,6 +35,9 @@ PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
 
+STAMP_LENGTH = len("2001-01-01_00-00-00")  # of the date and time that name a run
+
+
 def complete_presets(incomplete: str) -> list[str]:
     """Preset names for shell completion."""
     from hopecli.config.files import list_presets
@@ -139,6 +142,12 @@ def environment_facts(runtime: Runtime) -> dict[str, Any]:
         "hardware": dataclasses.asdict(probe()),
         "choice": dataclasses.asdict(runtime.choice),
     }
+
+
+def started(name: str) -> tuple[str, int]:
+    """When the run with this folder name started, to sort by: its second, and its number within that second."""
+    second, number = name[:STAMP_LENGTH], name[STAMP_LENGTH + 1 :]
+    return second, int(number) if number.isdecimal() else 1
 
 
 def make_run_dir(parent: Path) -> Path:

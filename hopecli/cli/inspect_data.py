@@ -77,9 +77,9 @@ def show_cost(survey: Survey) -> None:
     """One line on stderr: time and, where the system tells it, the process's peak memory."""
     import sys
 
-    from hopecli.report.console import say
+    from hopecli.report.console import counted, say
 
-    text = f"surveyed {survey.clips} clips in {survey.seconds:.1f} s"
+    text = f"surveyed {counted(survey.clips, 'clip')} in {survey.seconds:.1f} s"
     if sys.platform != "win32":
         import resource
 

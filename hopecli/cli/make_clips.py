@@ -28,7 +28,7 @@ def make_clips_command(
     its statistics, not its meaning.
     """
     from hopecli.data.make_clips import make_clips
-    from hopecli.report.console import show
+    from hopecli.report.console import counted, show
     from hopecli.report.tables import number, pairs_table
 
     statistics = make_clips(out, clips=clips, grid=grid, dim=dim, domain=domain, seed=seed, dtype=dtype)
@@ -39,4 +39,4 @@ def make_clips_command(
         "cosine, between clips": f"{number(statistics.cosine_between_clips)} (about 0.92)",
         "copy-last L1 per horizon": ", ".join(number(x) for x in statistics.copy_last_l1),
     }
-    show(statistics, lambda _: [pairs_table(f"{clips} clips in {out}", facts)], json=json)
+    show(statistics, lambda _: [pairs_table(f"{counted(clips, 'clip')} in {out}", facts)], json=json)

@@ -23,6 +23,7 @@ from hopecli.cli.common import (
     override,
     runs_folder,
     start_runtime,
+    started,
     with_data_folder,
 )
 from hopecli.errors import CheckpointError, SettingsError, accessed, written
@@ -143,7 +144,7 @@ def _find_run(given: str, overrides: list[str]) -> Path:
     runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
     if not runs:
         raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")
-    return max((p.parent for p in runs), key=lambda p: p.name)
+    return max((p.parent for p in runs), key=lambda p: started(p.name))
 
 
 def build(request: Request, runtime: Runtime) -> TrainJob:
@@ -154,7 +155,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     from hopecli.engine.checkpoint import find_weights, load_checkpoint, load_into, load_trainer
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
-    from hopecli.report.console import say
+    from hopecli.report.console import counted, say
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
@@ -167,7 +168,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     split = make_split(store)
     steps_per_epoch(settings, len(split.train), runtime.world)
     if runtime.is_main and split.skipped:
-        say(f"{len(split.skipped)} clips are skipped; split.json lists them with the reason")
+        say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
     dropped = store.dropped_actions(split.train[:SAMPLED_CLIPS]) if runtime.is_main else 0
     if dropped:
         say(
@@ -269,10 +270,11 @@ def list_skipped(job: TrainJob) -> None:
     """Add the clips that turned out to be unreadable to split.json."""
     from dataclasses import replace
 
+    from hopecli.report.console import counted
     from hopecli.report.files import write_text
 
     if job.skipped and job.runtime.is_main:
-        job.sink.message(f"{len(job.skipped)} clips were skipped while reading; split.json lists them")
+        job.sink.message(f"{counted(len(job.skipped), 'clip')} skipped while reading; split.json lists them")
         split = replace(job.split, skipped={**job.split.skipped, **job.skipped})
         with written(job.run_dir / "split.json"):
             write_text(job.run_dir / "split.json", split.to_json())

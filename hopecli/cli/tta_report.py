@@ -17,11 +17,11 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
     """The files, and the table (or JSON) on stdout, also when a file cannot be written; StoppedError after a signal."""
     from hopecli.engine.tta_state import STATE_FILE
     from hopecli.engine.tta_summary import summarise_stream
-    from hopecli.report.console import say, show
+    from hopecli.report.console import counted, say, show
     from hopecli.report.tta import tta_tables
 
     fix = "go on with the same command and --resume"
-    stopped = f"stopped by {record.stopped_by} after {len(record.rows)} clips"
+    stopped = f"stopped by {record.stopped_by} after {counted(len(record.rows), 'clip')}"
     if record.stopped_by is not None and not record.rows:
         raise StoppedError(stopped, fix=fix)
     results, folder = summarise_stream(job, record, facts), job.folder

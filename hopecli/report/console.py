@@ -42,6 +42,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number and its noun: 1 clip, 2 clips."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def hardware_banner(choice: DeviceChoice, *, processes: int, threads: int) -> str:
     """The lines shown before a run."""
     return "\n".join(
@@ -49,7 +54,7 @@ def hardware_banner(choice: DeviceChoice, *, processes: int, threads: int) -> st
             "Hardware Detection",
             f"  Device:      {choice.device} - {choice.device_label} ({choice.device_reason})",
             f"  Precision:   {choice.precision} ({choice.precision_reason})",
-            f"  Accelerator: {processes} process(es), {threads} CPU thread(s)",
+            f"  Accelerator: {counted(processes, 'process', 'processes')}, {counted(threads, 'CPU thread')}",
         ]
     )
 
@@ -107,7 +112,7 @@ class ConsoleSink:
         self.message(
             f"validation after epoch {record.epoch + 1}: rollout {record.loss_rollout:.4f} "
             f"(copy-last {record.copy_last:.4f}{ratio}), teacher-forced {record.loss_teacher:.4f}, "
-            f"{record.clips} clips in {record.seconds:.1f} s"
+            f"{counted(record.clips, 'clip')} in {record.seconds:.1f} s"
         )
 
     def diagnostics(self, record: DiagnosticsRecord) -> None:

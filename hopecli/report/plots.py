@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hopecli.engine.results import EvalResults
+from hopecli.report.console import counted
 from hopecli.report.files import replacing
 from hopecli.report.tables import ROW_TITLES
 
@@ -39,7 +40,7 @@ def plot_error_against_horizon(results: EvalResults, path: Path) -> None:
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("rollout step (encoded frames)")
     axes.set_ylabel("L1 in the normalised space")
-    axes.set_title(f"{results.model}: {results.clips} clips, {results.clips_from}")
+    axes.set_title(f"{results.model}: {counted(results.clips, 'clip')}, {results.clips_from}")
     axes.set_xticks(steps)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

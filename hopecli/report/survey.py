@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from hopecli.data.survey import Finding, PresetFit, Survey
-from hopecli.report.console import make_console, say
+from hopecli.report.console import counted, make_console, say
 from hopecli.report.tables import number, pairs_table, plain_table
 
 # Off a terminal a long survey says where it is, but not so often that a log fills up.
@@ -74,9 +74,9 @@ def survey_report(survey: Survey) -> list[RenderableType]:
 
 def _verdict(survey: Survey) -> str:
     if not survey.findings:
-        return f"No defects found in {survey.clips} clips ({survey.content_read} read whole)."
-    kinds = f"{survey.errors} kind(s) of error, {survey.warnings} of warning"
-    return f"{kinds}; {survey.usable} of {survey.clips} clips are usable."
+        return f"No defects found in {counted(survey.clips, 'clip')} ({survey.content_read} read whole)."
+    kinds = f"{counted(survey.errors, 'kind')} of error, {survey.warnings} of warning"
+    return f"{kinds}; {survey.usable} of {counted(survey.clips, 'clip')} usable."
 
 
 def _sizes(survey: Survey) -> Mapping[str, Any]:
@@ -86,7 +86,7 @@ def _sizes(survey: Survey) -> Mapping[str, Any]:
         shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ids.gaps)
         gaps = f"{ids.missing} ids missing: {shown}"
     grid = None if g.grid is None else f"{g.grid[0]} x {g.grid[1]}"
-    frames = ", ".join(f"{t} in {n} clips" for t, n in g.frame_counts.items())
+    frames = ", ".join(f"{t} in {counted(n, 'clip')}" for t, n in g.frame_counts.items())
     rate = survey.storage.read_bytes_per_second
     return {
         "clips": f"{survey.clips}, ids {ids.first} to {ids.last}, {gaps}",
@@ -98,7 +98,7 @@ def _sizes(survey: Survey) -> Mapping[str, Any]:
         "patches N, grid": None if g.patches is None else f"{g.patches}, {grid or 'not square'}",
         "width D": g.width,
         "sizes inferred from": g.inferred_from,
-        "states, extrinsics": f"in {survey.states} and {survey.extrinsics} clips",
+        "states, extrinsics": f"in {survey.states} and {counted(survey.extrinsics, 'clip')}",
         "on disk": size(survey.storage.bytes),
         "read rate": None if rate is None else f"{size(rate)}/s (page cache included)",
         "surveyed in": f"{survey.seconds:.1f} s",
@@ -107,7 +107,7 @@ def _sizes(survey: Survey) -> Mapping[str, Any]:
 
 def _content_title(survey: Survey) -> str:
     what = "all clips" if survey.depth == "deep" else "a sample; --deep reads all"
-    return f"Features of {survey.content_read} clips ({what})"
+    return f"Features of {counted(survey.content_read, 'clip')} ({what})"
 
 
 def _content(survey: Survey) -> Mapping[str, Any]:

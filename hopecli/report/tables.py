@@ -13,6 +13,7 @@ from rich.text import Text, TextType
 
 from hopecli.config.explain import ValueRow
 from hopecli.engine.results import DryRun, EvalResults, Interval, TrainSummary, ValidationRecord
+from hopecli.report.console import counted
 
 ROW_TITLES = {
     "model": "model",
@@ -98,7 +99,7 @@ def train_tables(summary: TrainSummary) -> list[Table]:
                 "run": summary.run_dir,
                 "model": f"{summary.model}, {summary.parameters / 1e6:.2f} M parameters",
                 "device": f"{summary.device}, {summary.precision}",
-                "steps": f"{summary.steps} in {summary.epochs} epochs",
+                "steps": f"{summary.steps} in {counted(summary.epochs, 'epoch')}",
                 "clips": f"{summary.train_clips} training, {summary.held_out_clips} held out"
                 + (f", {summary.skipped_clips} skipped" if summary.skipped_clips else ""),
                 "time": f"{summary.seconds:.0f} s" + _rate(summary.clips_per_second),
@@ -128,14 +129,15 @@ def validation_table(record: ValidationRecord) -> Table:
             for a, b in zip(record.rollout_per_horizon, record.copy_last_per_horizon, strict=True)
         ]
         rows.append(["ratio", number(record.loss_rollout / record.copy_last), *ratios])
-    title = f"Held-out rollout L1 after epoch {record.epoch + 1} ({record.clips} clips)"
+    title = f"Held-out rollout L1 after epoch {record.epoch + 1} ({counted(record.clips, 'clip')})"
     return plain_table(title, ["", "mean", *(f"+{h}" for h in range(1, horizon + 1))], rows)
 
 
 def eval_tables(results: EvalResults) -> list[Table]:
     """L1 per horizon, then the means over horizons with intervals and the other measures."""
     horizon = range(1, results.T_rollout + 1)
-    title = f"Rollout L1, {results.clips} clips ({results.clips_from}), {results.context_frames} context frame(s)"
+    sizes = f"{counted(results.clips, 'clip')} ({results.clips_from})"
+    title = f"Rollout L1, {sizes}, {counted(results.context_frames, 'context frame')}"
     l1 = plain_table(
         title,
         ["", "mean", *(f"+{h}" for h in horizon)],
@@ -219,8 +221,8 @@ def dry_run_table(result: DryRun) -> Table:
             "clips": f"{result.data}{counts or ''}",
             "batch": f"{result.global_batch} global, {result.micro_batch} per process and pass",
             "steps": steps,
-            "forward and backward": f"{result.seconds:.2f} s on {result.batch} clip(s), loss {result.loss:.4f}, "
-            f"gradient norm {result.grad_norm:.3g}",
+            "forward and backward": f"{result.seconds:.2f} s on {counted(result.batch, 'clip')}, "
+            f"loss {result.loss:.4f}, gradient norm {result.grad_norm:.3g}",
             "weights, gradients, AdamW": size(result.static_bytes),
             "activations per clip (measured)": size(result.activation_bytes_per_clip),
             "memory estimate for this batch": size(result.estimated_bytes),

@@ -12,7 +12,7 @@ from rich.table import Table
 from hopecli.engine.results import Interval
 from hopecli.engine.sink import StreamSink, close_all
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress, TtaResults
-from hopecli.report.console import make_console
+from hopecli.report.console import counted, make_console
 from hopecli.report.plots import new_figure, save_figure
 from hopecli.report.tables import number, pairs_table, plain_table, spread
 from hopecli.report.wandb_sink import WandbSink
@@ -46,7 +46,7 @@ class ConsoleStream:
             self.message(f"clip {progress.done}/{progress.total}  {text}")
 
     def source(self, record: SourceRecord) -> None:
-        self.message(f"source loss after {record.clips} clips (order {record.order + 1}): {record.loss:.4f}")
+        self.message(f"source loss after {counted(record.clips, 'clip')} (order {record.order + 1}): {record.loss:.4f}")
 
     def message(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -63,7 +63,7 @@ def progress_line(p: TtaProgress) -> str:
     drift = "-" if p.drift is None else f"{p.drift:.2e}"
     text = f"online {p.online:.4f}  frozen {p.frozen:.4f}  gain {gain}  drift {drift}"
     if p.steps_skipped or p.clips_skipped:
-        text += f"  skipped {p.steps_skipped} steps, {p.clips_skipped} clips"
+        text += f"  skipped {counted(p.steps_skipped, 'step')}, {counted(p.clips_skipped, 'clip')}"
     return text
 
 
@@ -151,12 +151,13 @@ def tta_tables(r: TtaResults) -> list[Table]:
     if r.loss_after_update is not None:
         rows.append(_loss_row("after update (saw its targets)", r.loss_after_update, None, None))
     state = "" if r.complete else ", INCOMPLETE"
-    title = f"Test-time adaptation, {r.clips} clips ({r.clips_from}), {len(r.orders)} order(s){state}"
+    sizes = f"{counted(r.clips, 'clip')} ({r.clips_from}), {counted(len(r.orders), 'order')}"
+    title = f"Test-time adaptation, {sizes}{state}"
     losses = plain_table(title, ["", "L1 [95 %]", "- frozen [95 %]", "ms/clip"], rows)
     p = r.protocol
     share = f"{r.adapted_parameters:,} of {r.parameters:,} ({100 * r.adapted_share:.2f} %)"
     facts: dict[str, Any] = {
-        "protocol": f"{p['mode']}, {p['adapt']}, {p['optimizer']} lr {p['lr']:g}, {p['steps']} step(s), "
+        "protocol": f"{p['mode']}, {p['adapt']}, {p['optimizer']} lr {p['lr']:g}, {counted(p['steps'], 'step')}, "
         f"memory {p['memory']}" + (", reset per clip" if p["reset_per_clip"] else ""),
         "adapted parameters": share,
         "relative to frozen": None if r.relative_difference is None else f"{100 * r.relative_difference:+.2f} %",
@@ -168,15 +169,15 @@ def tta_tables(r: TtaResults) -> list[Table]:
         facts["gradient norm"] = f"{number(r.grad_norm)}, {number(r.grad_norm_clipped)} after clipping"
         facts["drift"] = None if r.drift is None else f"{r.drift:.3e}"
     if r.bytes_adapted is not None and r.bytes_frozen is not None:
-        sizes = f"{r.bytes_adapted / 2**20:.1f} MiB adapted, {r.bytes_frozen / 2**20:.1f} MiB frozen"
-        facts["peak memory of a clip"] = sizes
+        peaks = f"{r.bytes_adapted / 2**20:.1f} MiB adapted, {r.bytes_frozen / 2**20:.1f} MiB frozen"
+        facts["peak memory of a clip"] = peaks
     if r.forgetting is not None:
         f = r.forgetting
         text = f"{f.before:.4f} before"
         if f.after is not None and f.difference is not None and f.ratio is not None:
             text += f", {f.after:.4f} after ({100 * (f.ratio - 1):+.2f} %), difference {spread(f.difference)}"
         lost = f" ({f.left_out} more not readable or not finite)" if f.left_out else ""
-        facts["source loss"] = f"{text}; {f.clips} clips{lost}, {f.source}"
+        facts["source loss"] = f"{text}; {counted(f.clips, 'clip')}{lost}, {f.source}"
     if len(r.orders) > 1:
         facts["per order"] = "  ".join(f"{order.difference:+.4f}" for order in r.orders)
     if r.restarts:
@@ -203,7 +204,8 @@ def plot_stream(r: TtaResults, path: Path) -> None:
     upper.plot(clips, r.rolling_frozen, "--", label="frozen", color="0.4")
     upper.plot(clips, r.rolling_online, label="adapted, online")
     upper.set_ylabel("L1, trailing mean of 50")
-    upper.set_title(f"{r.model}: {r.protocol['adapt']}, lr {r.protocol['lr']:g}, {r.protocol['steps']} step(s)")
+    steps = counted(r.protocol["steps"], "step")
+    upper.set_title(f"{r.model}: {r.protocol['adapt']}, lr {r.protocol['lr']:g}, {steps}")
     upper.legend(frameon=False)
     trace = [] if r.forgetting is None else [point for point in r.forgetting.trace if point.order == 0]
     if trace:

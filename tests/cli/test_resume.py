@@ -159,6 +159,11 @@ def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
     outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert Path(json.loads(outcome.out)["run_dir"]).name == newest.name
+    for number in (2, 9, 10):  # started in one second
+        shutil.copytree(newest, newest.with_name(f"2999-01-01_00-00-00-{number}"))
+    shutil.copytree(newest, newest.with_name("2999-01-01_00-00-00"))
+    outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
+    assert Path(json.loads(outcome.out)["run_dir"]).name == "2999-01-01_00-00-00-10"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""Surveying folders: what is inferred from clips of every form, every defect, and that nothing is written."""
+"""Surveying folders: every defect, the statistics, and that nothing is written."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,40 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from hopecli.data.headers import ClipProblem
-from hopecli.data.store import ClipStore
-from hopecli.data.survey import CODES, Survey, Surveyed
-from hopecli.data.survey_run import survey_folder, training_settings
+from hopecli.data.survey import CODES
 from hopecli.errors import DataError
 from tests.broken_clips import DEFECTS, write_broken_folder, write_healthy
-from tests.clips import FRAMES, GRID, count_rows, feature_file, make_features, write_clip
-
-
-def look(folder: Path, changes: dict[str, Any] | None = None) -> Surveyed:
-    options: dict[str, Any] = {
-        "feature_map": None,
-        "sample": 1000,
-        "deep": False,
-        "known_grids": [16, GRID],
-        "num_timesteps": 8,
-        "shorten": True,
-        "pictures": False,
-        "on_progress": lambda stage, done, total: None,
-    }
-    return survey_folder(folder, **{**options, **(changes or {})})
-
-
-def survey(folder: Path, changes: dict[str, Any] | None = None) -> Survey:
-    return look(folder, changes).survey
-
-
-def store_as_surveyed(folder: Path, found: Survey) -> ClipStore:
-    settings = training_settings(found.geometry, found.actions, found.feature_map, 8, shorten=True)
-    return ClipStore(folder, settings, use_extrinsics=False)
-
-
-def tree(folder: Path) -> list[tuple[str, int, int]]:
-    paths = sorted(folder.rglob("*"))
-    return [(str(path.relative_to(folder)), path.lstat().st_mtime_ns, path.lstat().st_size) for path in paths]
+from tests.clips import FRAMES, feature_file, make_features, write_clip
+from tests.data.surveys import look, push_rows, store_as_surveyed, survey, tree
 
 
 def test_every_defect_is_found_named_and_counted_once(tmp_path: Path) -> None:
@@ -103,79 +73,6 @@ def test_a_sample_reads_fewer_clips_and_deep_all(tmp_path: Path) -> None:
     assert [(f.code, f.clips) for f in deep.findings] == [("not_finite", ("clip_00004",))]
 
 
-@pytest.mark.parametrize(
-    ("shape", "rows", "expected"),
-    [
-        ((8, 3, 3, 5), 16, (8, 9, (3, 3))),
-        ((8, 2, 3, 5), 16, (8, 6, (2, 3))),
-        ((8, 9, 5), 16, (8, 9, (3, 3))),
-        ((8, 6, 5), 16, (8, 6, None)),
-        ((72, 5), 16, (8, 9, (3, 3))),  # one row per original frame
-        ((200, 5), 17, (8, 25, (5, 5))),
-        ((72, 5), 8, (8, 9, (3, 3))),  # one row per encoded frame
-        ((63, 5), 6, (7, 9, (3, 3))),  # one row per transition
-        ((36, 5), 8, (9, 4, (2, 2))),  # 4 frames of 3 x 3 fit too, but a preset's grid is 2
-    ],
-)
-def test_sizes_are_inferred_without_settings(
-    shape: tuple[int, ...], rows: int, expected: tuple[int, int, tuple[int, int] | None], tmp_path: Path
-) -> None:
-    for number in range(3):
-        features = np.random.default_rng(number).standard_normal(shape).astype(np.float16)
-        write_clip(tmp_path, number, features=features, actions=count_rows(rows))
-    found = survey(tmp_path).geometry
-    assert (found.frames, found.patches, found.grid) == expected
-    assert found.width == 5
-    assert found.inferred_from
-
-
-def test_a_preset_grid_settles_what_action_rows_do_not(tmp_path: Path) -> None:
-    write_clip(tmp_path, 1, features=make_features(0, frames=8).reshape(32, 4), actions=count_rows(3))
-    found = survey(tmp_path)
-    assert (found.geometry.frames, found.geometry.patches) == (8, 4)
-    assert "preset" in str(found.geometry.inferred_from)
-    assert [f.code for f in found.findings] == ["actions_shape"]
-
-
-def push_rows(rows: int, at: tuple[int, ...]) -> np.ndarray:
-    actions = np.zeros((rows, 2), np.float32)
-    actions[list(at)] = (0.5, -2.0)
-    return actions
-
-
-@pytest.mark.parametrize(
-    ("rows", "at", "suggested"),
-    [
-        (2 * FRAMES, (1,), "impulse"),
-        (2 * FRAMES, (1, 2), "per_timestep"),
-        (2 * FRAMES + 1, (1,), "impulse"),
-        (FRAMES, (0, 1), "as_is"),
-        (FRAMES - 1, (0, 1), "as_is"),
-    ],
-)
-def test_alignment_is_suggested_from_the_data(rows: int, at: tuple[int, ...], suggested: str, tmp_path: Path) -> None:
-    for number in range(3):
-        write_clip(tmp_path, number, actions=push_rows(rows, at))
-    actions = survey(tmp_path).actions
-    assert actions.suggested_alignment == suggested
-    assert actions.alignments[suggested] == 3
-    values = push_rows(rows, at)
-    assert actions.range == tuple(
-        (float(low), float(high)) for low, high in zip(values.min(0), values.max(0), strict=True)
-    )
-    assert actions.zero_rows == pytest.approx(1 - len(at) / rows)
-    assert actions.zero_clips == 0.0
-    assert actions.original_frames == (rows if suggested != "as_is" else None)
-
-
-def test_pushes_elsewhere_are_named_when_impulse_would_drop_them(tmp_path: Path) -> None:
-    for number in range(20):
-        write_clip(tmp_path, number, actions=push_rows(2 * FRAMES, (1, 3) if number == 7 else (1,)))
-    found = survey(tmp_path)
-    assert found.actions.suggested_alignment == "impulse"
-    assert [(f.code, f.clips) for f in found.findings] == [("actions_dropped", ("clip_00007",))]
-
-
 def test_feature_statistics_against_numpy(tmp_path: Path) -> None:
     clips = [make_features(number, frames=4) * 3 + 1 for number in range(5)]
     for number, features in enumerate(clips):
@@ -217,17 +114,6 @@ def test_longer_clips_are_measured_over_the_frames_training_uses(tmp_path: Path)
     assert len(found.motion.copy_last_l1) == 7
 
 
-def test_ids_gaps_and_two_folders_with_one_id(tmp_path: Path) -> None:
-    for number in (3, 4, 7, 20):
-        write_healthy(tmp_path, number)
-    ids = survey(tmp_path).ids
-    assert (ids.first, ids.last, ids.missing, ids.gaps) == (3, 20, 14, ((5, 6), (8, 19)))
-    (tmp_path / "clip_4").mkdir()
-    found = survey(tmp_path)
-    assert found.clips == 5
-    assert [(f.code, f.count) for f in found.findings] == [("duplicate_id", 1)]
-
-
 def test_duplicates_need_the_whole_content_to_agree(tmp_path: Path) -> None:
     # Same size, same first and middle 4 KiB, same actions: the fingerprint agrees, the content does not.
     features = np.random.default_rng(0).standard_normal((4, 4, 1024)).astype(np.float32)
@@ -238,32 +124,6 @@ def test_duplicates_need_the_whole_content_to_agree(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert found.duplicates.clips == 1
     assert [(f.code, f.clips) for f in found.findings] == [("duplicate", ("clip_00002",))]
-
-
-def test_states_that_only_some_clips_have(tmp_path: Path) -> None:
-    for number in range(4):
-        write_healthy(tmp_path, number)
-    (tmp_path / "clip_00002/actions_states/states.npy").unlink()
-    (tmp_path / "clip_00003/actions_states/extrinsics.npy").unlink()
-    np.save(tmp_path / "clip_00001/actions_states/extrinsics.npy", np.zeros((3, 3)))
-    found = survey(tmp_path)
-    assert (found.states, found.extrinsics) == (3, 3)
-    assert {f.code: f.clips for f in found.findings} == {
-        "missing_states": ("clip_00002",),
-        "missing_extrinsics": ("clip_00003",),
-        "extrinsics_unusable": ("clip_00001",),
-    }
-    assert found.errors == 0
-
-
-def test_another_feature_map_is_found_by_itself(tmp_path: Path) -> None:
-    for number in range(3):
-        clip = write_healthy(tmp_path, number)
-        (clip / "feature_maps/vjepa2_vitl16.npy").rename(clip / "feature_maps/dinov2.npy")
-    assert survey(tmp_path).feature_map == "dinov2"
-    assert survey(tmp_path).findings == ()
-    named = survey(tmp_path, {"feature_map": "vjepa2_vitl16"})
-    assert [(f.code, f.count) for f in named.findings] == [("missing_features", 3)]
 
 
 def test_pictures_hold_norms_actions_and_components(tmp_path: Path) -> None:
@@ -339,18 +199,6 @@ def test_extrinsics_that_are_not_finite_are_unusable(tmp_path: Path) -> None:
         clip = write_healthy(tmp_path, number)
     np.save(clip / "actions_states/extrinsics.npy", np.full((8, 1), np.nan))
     assert {f.code: f.clips for f in survey(tmp_path).findings} == {"extrinsics_unusable": ("clip_00002",)}
-
-
-def test_actions_of_another_width_do_not_count(tmp_path: Path) -> None:
-    for number in range(3):
-        write_clip(tmp_path, number, actions=push_rows(2 * FRAMES, (1,)))
-    before = survey(tmp_path).actions
-    write_clip(tmp_path, 3, actions=np.zeros((FRAMES - 1, 5), np.float32))
-    found = survey(tmp_path)
-    assert found.actions == before
-    assert before.rows == {2 * FRAMES: 3}
-    assert before.alignments == {"impulse": 3, "per_timestep": 3, "as_is": 0}
-    assert [(f.code, f.clips) for f in found.findings] == [("actions_shape", ("clip_00003",))]
 
 
 @pytest.mark.filterwarnings("error")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hopecli.report.console import ConsoleSink
+from hopecli.report.console import ConsoleSink, counted
 from tests.report.examples import VALIDATION, step_record
 
 # 20 of 100 steps are done and each takes 1.5 s on average, 0.125 s of it waiting for data: 80 are left, 2 minutes.
@@ -65,3 +65,11 @@ def test_bar_on_a_terminal_and_the_same_line_in_the_log(
     sink.close()
     assert logged(tmp_path / "train.log") == [STEP_LINE]
     assert "step 20/100" not in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(0, "0 processes"), (1, "1 process"), (2, "2 processes"), (1000, "1000 processes")]
+)
+def test_counted(number: int, expected: str) -> None:
+    assert counted(number, "process", "processes") == expected
+    assert counted(number, "clip") == f"{number} clip{'' if number == 1 else 's'}"

@@ -70,7 +70,7 @@ def test_stream(figures: list[Any], tmp_path: Path) -> None:
         "frozen": ([1, 2, 3], TTA.rolling_frozen),
         "adapted, online": ([1, 2, 3], TTA.rolling_online),
     }
-    assert upper.get_title() == "hope: layernorm, lr 0.02, 2 step(s)"
+    assert upper.get_title() == "hope: layernorm, lr 0.02, 2 steps"
     source, before = lower.lines
     # The first order only: the second starts from the checkpoint again.
     assert (list(source.get_xdata()), list(source.get_ydata())) == ([0, 3], [0.4, 0.45])

@@ -57,7 +57,7 @@ def eval_table(name: str) -> Table:
 
 
 def test_evaluation_per_horizon_shows_l1() -> None:
-    shown = cells(eval_table("Rollout L1, 17 clips (held out from training), 3 context frame(s)"))
+    shown = cells(eval_table("Rollout L1, 17 clips (held out from training), 3 context frames"))
     for name, numbers in {
         "model": {"mean": "1.0100", "+1": "1.0200", "+2": "1.0600"},
         "copy-last": {"mean": "2.0100", "+1": "2.0200", "+2": "2.0600"},
@@ -122,7 +122,7 @@ def test_dry_run() -> None:
         "clips": "clips: 153 training, 17 held out",
         "batch": "16 global, 4 per process and pass",
         "steps": "9 per epoch, 27 in all",
-        "forward and backward": "6.54 s on 2 clip(s), loss 0.6543, gradient norm 1.23",
+        "forward and backward": "6.54 s on 2 clips, loss 0.6543, gradient norm 1.23",
         "weights, gradients, AdamW": "1.50 GiB",
         "activations per clip (measured)": "0.25 GiB",
         "memory estimate for this batch": "2.75 GiB",
