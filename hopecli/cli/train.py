@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hopecli.engine.sink import Sink
     from hopecli.engine.train_job import TrainJob
 
+LEAVING_OUT = ("data.on_error", "data.max_skipped")  # lets a run that a bad clip has ended go on without it
 SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
 
 
@@ -113,7 +114,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
         return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, json)
     if preset is not None:
         raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
-    allowed = ("data.source", "data.data_dir", "data.workers", "training.device", "logging.")
+    allowed = ("data.source", "data.data_dir", "data.workers", *LEAVING_OUT, "training.device", "logging.")
     for text in overrides:
         if not text.startswith(allowed):
             raise SettingsError(

@@ -137,7 +137,7 @@ def _swap_in(temporary: Path, folder: Path) -> None:
 
 def remove_old(checkpoints: Path, keep_last: int | None) -> None:
     """Delete all but the newest `keep_last` epoch checkpoints."""
-    kept = sorted(checkpoints.glob("epoch_*"))
+    kept = sorted(checkpoints.glob("epoch_*"), key=lambda folder: (len(folder.name), folder.name))  # 9999 before 10000
     excess = 0 if keep_last is None else max(0, len(kept) - keep_last)
     for folder in kept[:excess]:
         shutil.rmtree(folder, ignore_errors=True)

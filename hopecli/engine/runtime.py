@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
 
 from hopecli.errors import DeviceError
 from hopecli.hardware import DeviceChoice
@@ -95,7 +95,11 @@ def start(choice: DeviceChoice) -> Runtime:
     if PartialState._shared_state:  # a second command in one process (tests, notebooks) may choose otherwise
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        cpu=choice.device == "cpu", mixed_precision=_MIXED[choice.precision], step_scheduler_with_optimizer=False
+        cpu=choice.device == "cpu",
+        mixed_precision=_MIXED[choice.precision],
+        step_scheduler_with_optimizer=False,
+        # Given as a plugin, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     announced = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != announced:

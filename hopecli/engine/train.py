@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +22,7 @@ from hopecli.engine.signals import StopRequest, stop_on_signal
 from hopecli.engine.skips import Skips
 from hopecli.engine.train_job import TrainJob
 from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
-from hopecli.errors import StoppedError
+from hopecli.errors import DataError, HopeError, StoppedError
 from hopecli.models.build import count_parameters
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
@@ -40,7 +41,7 @@ def train(job: TrainJob) -> TrainSummary:
     started = time.perf_counter()
     validation = run.validated
     run.meter.restart_clock()
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, run.saving_on_data_error():
         for epoch in range(first // job.steps_per_epoch, s.training.epochs):
             phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
             for batches, data_seconds in run.batches(epoch):
@@ -60,6 +61,7 @@ def train(job: TrainJob) -> TrainSummary:
                 if run.step % job.steps_per_epoch and job.runtime.any(bool(stop)):
                     run.log()
                     run.save(epoch, keep=False, validation=None)
+                    job.runtime.barrier()
                     raise run.stopped(stop)
             run.log()
             validation = None
@@ -67,12 +69,14 @@ def train(job: TrainJob) -> TrainSummary:
                 validation = run.validate(epoch)
             keep = s.training.save_every > 0 and _due(s.training.save_every, epoch, s.training.epochs)
             run.save(epoch, keep=keep, validation=validation)
+            job.runtime.barrier()
             if run.step < job.total_steps and job.runtime.any(bool(stop)):
                 raise run.stopped(stop)
             run.meter.restart_clock()
-    if not run.trainable:
-        validation = run.validate(0)
-        run.save(0, keep=False, validation=validation)
+        if validation is None:  # nothing to train, or a resumed run that a bad held-out clip ended here
+            validation = run.validate(s.training.epochs - 1 if run.trainable else 0)
+            run.save(s.training.epochs - 1, keep=run.trainable and s.training.save_every > 0, validation=validation)
+            job.runtime.barrier()
     return run.summary(time.perf_counter() - started, validation)
 
 
@@ -85,7 +89,7 @@ class _Trainer:
 
     def __init__(self, job: TrainJob):
         self.job, s = job, job.settings
-        self.step = 0
+        self.step = self.saved = 0
         self.validated: ValidationRecord | None = None
         accelerator = job.runtime.accelerator
         self.meter = Meter(job.runtime)
@@ -118,7 +122,7 @@ class _Trainer:
         if job.resumed is not None:
             state = job.resumed
             self.raw_optimizer.load_state_dict(state["optimizer"])
-            self.step = int(state["step"])
+            self.step = self.saved = int(state["step"])
             self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version
             self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
             if accelerator.scaler is not None and state["scaler"] is not None:
@@ -223,14 +227,35 @@ class _Trainer:
             if keep:
                 duplicate_checkpoint(kept, folder / "last")
                 remove_old(folder, job.settings.training.keep_last)
-        job.runtime.barrier()
+        self.saved = self.step
+
+    @contextmanager
+    def saving_on_data_error(self) -> Iterator[None]:
+        """Keep the steps taken so far when a clip ends the run: once it is mended the run can go on.
+
+        One process may be alone with its error, so nothing here waits for the others.
+        """
+        try:
+            yield
+        except DataError:
+            with suppress(HopeError):  # the clip's error is the one to show
+                if self.job.runtime.world == 1:
+                    self.log()
+            with suppress(HopeError):
+                if self.job.runtime.is_main and self.step > self.saved:
+                    self.save((self.step - 1) // self.job.steps_per_epoch, keep=False, validation=None)
+                    self.job.sink.message(f"the checkpoint of step {self.step} is saved; go on with {self._resume()}")
+            raise
+
+    def _resume(self) -> str:
+        return f"hope train --resume {shlex.quote(str(self.job.run_dir))}"
 
     def stopped(self, stop: StopRequest) -> StoppedError:
         """What to tell the user after a signal; the checkpoint has been written."""
         what = f"stopped by {stop.signal_name or 'a signal'} after step {self.step} of {self.job.total_steps}"
         return StoppedError(
             f"{what}; the checkpoint is saved",
-            fix=f"go on with: hope train --resume {shlex.quote(str(self.job.run_dir))}",
+            fix=f"go on with: {self._resume()}",
         )
 
     def summary(self, seconds: float, validation: ValidationRecord | None) -> TrainSummary:

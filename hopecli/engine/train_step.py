@@ -69,19 +69,28 @@ def train_step(
 ) -> StepTensors:
     """Backward over the micro-batches of one global batch, then one clipped optimizer step.
 
-    Returns this process's mean losses and the gradient norm before clipping; nothing is read from the device.
+    Returns this process's part of the mean losses over the global batch (their mean over processes is that mean) and
+    the gradient norm before clipping; nothing is read from the device.
     """
     clips = sum(len(batch) for batch in micro_batches)
+    weight = _weight(clips, runtime)
     losses = torch.zeros(3, device=runtime.device)
     for i, batch in enumerate(micro_batches):
         share = len(batch) / clips
         with runtime.no_sync(objective, last=i == len(micro_batches) - 1):
             total, teacher, rollout = objective(batch.to(runtime.device), phase)
-            runtime.accelerator.backward(total * share)
+            runtime.accelerator.backward(total * (share * weight))
         losses += torch.stack([total.detach(), teacher.detach(), rollout.detach()]).float() * share
     limit = float("inf") if grad_clip is None else grad_clip
     norm = runtime.accelerator.clip_grad_norm_(objective.parameters(), limit)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     norm = torch.as_tensor(norm, device=losses.device, dtype=losses.dtype)
-    return StepTensors(torch.cat([losses, norm.reshape(1)]), clips)
+    return StepTensors(torch.cat([losses * weight, norm.reshape(1)]), clips)
+
+
+def _weight(clips: int, runtime: Runtime) -> Tensor | float:
+    """How much this process's mean counts in the mean over processes: 1 unless clips were left out on some of them."""
+    if runtime.world == 1:
+        return 1.0
+    return clips * runtime.world / runtime.sum(torch.tensor(float(clips), device=runtime.device))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hopecli.data.make_clips import make_clips
 from hopecli.report.files import MetricsFile
@@ -135,3 +137,79 @@ def test_the_record_is_closed_when_the_list_cannot_be_written(tmp_path: Path, mo
     assert outcome.code == 4, outcome.err
     assert "split.json: cannot be written: No space left on device" in one_line(outcome)
     assert [record.file.closed for record in opened] == [True]
+
+
+def test_two_processes_weigh_every_clip_alike(tmp_path: Path) -> None:
+    """A share with an unreadable clip is smaller; the mean is over the clips that are left, on one process or two."""
+    clips_with(tmp_path, {2: np.nan})
+    still = ["optimizer.lr=0", "schedule.warmup_start_lr=0", "model.drop_path=0", "logging.log_every=1"]
+    command = [*QUICK, "--data-dir", "clips", "data.on_error=skip", "data.max_skipped=0.2", *still]
+    steps = []
+    for launch, folder in ((hope, "one"), (hope_on_two, "two")):
+        outcome = launch([*command, f"logging.runs_dir={folder}"], tmp_path)
+        assert outcome.code == 0, outcome.err
+        (file,) = (tmp_path / folder).glob("*/*/metrics.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        steps.append([(line["loss"], line["loss_rollout"], line["grad_norm"]) for line in lines if "grad_norm" in line])
+    assert len(steps[0]) == 2
+    # 1e-5: float32 sums in another order. Counting shares instead of clips is off by 5e-4 and more.
+    assert steps[1] == [pytest.approx(step, rel=1e-5) for step in steps[0]]
+
+
+def test_an_unreadable_clip_costs_no_steps(tmp_path: Path) -> None:
+    """Met in validation after the first epoch's last step, and after the last one's: each time the run can go on."""
+    clips_with(tmp_path, {7: np.nan})
+    file = tmp_path / "clips/clip_00007/feature_maps/vjepa2_vitl16.npy"
+    command = [*QUICK, "--data-dir", "clips", "data.val_split=0.3", "training.save_every=0"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 3
+    assert "clip_00007: features hold NaN" in one_line(outcome)
+    assert "the checkpoint of step 1 is saved; go on with hope train --resume " in outcome.err
+    outcome = hope(["train", "--resume", "last"], tmp_path)  # the second epoch has a step of its own
+    assert outcome.code == 3
+    assert "the checkpoint of step 2 is saved" in outcome.err
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "runs", copy / "runs")
+    outcome = hope(["train", "--resume", "last"], tmp_path)  # nothing is left to train, and nothing new to save
+    assert outcome.code == 3
+    assert "is saved" not in outcome.err
+    outcome = hope(["train", "--resume", "last", "data.on_error=skip", "data.max_skipped=0.2", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["validation"]["clips"] == 1
+    features = np.load(file)
+    features[2, 1, 5] = 0.0
+    np.save(file, features)
+    outcome = hope(["train", "--resume", str(next((copy / "runs").glob("*/*"))), "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    repaired = json.loads(outcome.out)
+    assert repaired["validation"]["clips"] == 2
+    outcome = hope([*command, "logging.runs_dir=whole", "--json"], tmp_path)
+    assert json.loads(outcome.out)["validation"]["loss_rollout"] == repaired["validation"]["loss_rollout"]
+    assert json.loads(outcome.out)["loss"] == repaired["loss"]
+
+
+def test_an_unreadable_training_clip_in_mid_epoch_costs_no_steps(tmp_path: Path) -> None:
+    clips_with(tmp_path, {3: np.nan})
+    command = [*QUICK, "--data-dir", "clips", "data.batch_size=1", "logging.log_every=100", "data.workers=0"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 3
+    (run,) = (tmp_path / "runs").glob("*/*")
+    done = torch.load(run / "checkpoints/last/trainer.pt", weights_only=True)["step"]
+    assert 1 <= done < 7
+    assert f"the checkpoint of step {done} is saved" in outcome.err
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, done + 1))
+    outcome = hope(["train", "--resume", "last", "data.on_error=skip", "data.max_skipped=0.2", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["steps"] == 14
+
+
+def test_gradients_are_not_divided_by_a_variable_of_the_launcher(tmp_path: Path) -> None:
+    norms = []
+    for steps in ("1", "4"):
+        extra = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": steps}
+        outcome = hope([*QUICK, "training.epochs=1", f"logging.runs_dir=runs{steps}"], tmp_path, **extra)
+        assert outcome.code == 0, outcome.err
+        (file,) = (tmp_path / f"runs{steps}").glob("*/*/metrics.jsonl")
+        norms.append([json.loads(line).get("grad_norm") for line in file.read_text().splitlines()])
+    assert norms[0] == norms[1]

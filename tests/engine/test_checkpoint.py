@@ -181,10 +181,11 @@ def test_duplicate_survives_the_replacement_of_its_source(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("keep", "left"), [(None, [1, 2, 10, 11]), (2, [10, 11]), (1, [11]), (4, [1, 2, 10, 11]), (9, [1, 2, 10, 11])]
+    ("keep", "left"),
+    [(None, [1, 2, 10, 10_001]), (2, [10, 10_001]), (1, [10_001]), (4, [1, 2, 10, 10_001]), (9, [1, 2, 10, 10_001])],
 )
 def test_remove_old_keeps_the_newest(keep: int | None, left: list[int], tmp_path: Path) -> None:
-    for epoch in (1, 2, 10, 11):
+    for epoch in (1, 2, 10, 10_001):
         (tmp_path / f"epoch_{epoch:04d}").mkdir()
     (tmp_path / "last").mkdir()
     remove_old(tmp_path, keep)
