@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,18 @@ class Trained:
     model: PredictorModule
     data_dir: str | None
 
+    @property
+    def adapted_on(self) -> set[str]:
+        """Fingerprints of the clips that the weights were adapted on."""
+        return set(self.checkpoint.info.get("tta", {}).get("fingerprints", ()))
+
 
 @dataclass(frozen=True)
 class ChosenClips:
-    """Clips to judge a model on. overlap: how many of them it trained on, None when that is not known."""
+    """Clips to judge a model on. overlap: how many of them it trained on, None when that is not known.
+
+    skipped: those that do not fit the settings; left_out: held-out clips that would be no fair test; with reasons.
+    """
 
     store: ClipStore
     names: list[str]
@@ -48,6 +56,7 @@ class ChosenClips:
     label: str
     overlap: int | None
     skipped: dict[str, str]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None) -> Trained:
@@ -166,8 +175,9 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
 
     store = open_store(trained.settings, runtime, say)
     split = training_split(trained, say)
-    adapted_on = set(trained.checkpoint.info.get("tta", {}).get("fingerprints", ()))
-    held_out = [] if split is None else _held_out(store, split, adapted_on)
+    adapted_on = trained.adapted_on
+    readings = _readings(trained, store)
+    held_out, left_out = ([], {}) if split is None else _held_out(readings, split, adapted_on)
     if which == "held_out" and not held_out:
         raise SettingsError(
             "the held-out clips of the training run are not in this folder",
@@ -177,23 +187,40 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
         )
     if held_out and which != "all":
         usable, skipped = usable_clips(store, among=held_out)
-        return ChosenClips(store, list(usable.values()), "held out from training", "held_out", 0, skipped)
+        for name, reason in left_out.items():
+            say(f"note: held-out {name} is left out: {reason}")
+        return ChosenClips(store, list(usable.values()), "held out from training", "held_out", 0, skipped, left_out)
     usable, skipped = usable_clips(store)
     names = list(usable.values())
     marks = adapted_on if split is None else adapted_on | set(split.fingerprints.values())
-    seen = len(_recognised(store, names, marks))
-    overlap = None if split is None and not seen else seen
+    seen = len(recognised(readings, names, marks))
+    unsure = split is None or not (len(readings) == 1 or _all_readable(readings[-1], names))
+    overlap = None if unsure and not seen else seen
     if overlap:
         how = "trained or adapted on" if adapted_on else "trained on"
         say(f"warning: the checkpoint was {how} {overlap} of these {len(names)} clips")
     elif overlap is None:
-        say("note: the training split is not known, so overlap with training clips cannot be checked")
+        what = "training split is" if split is None else f"clips' {readings[-1].settings.feature_map} features are"
+        say(f"note: the {what} not known, so overlap with training clips cannot be checked")
     label = _label(trained.settings.data, store.folder)
     return ChosenClips(store, names, f"all of {label}", f"all_{label}", overlap, skipped)
 
 
-def _held_out(store: ClipStore, split: Split, adapted_on: set[str]) -> list[str]:
-    """The held-out clips of a training run in its folder or a copy of it; none in any other folder.
+def _readings(trained: Trained, store: ClipStore) -> list[ClipStore]:
+    """The clips as they are read now and, where that is another feature map, as training read them: their fingerprints
+    are of what is read."""
+    from hopecli.data.store import ClipStore
+
+    feature_map = trained.trained_under.data.feature_map
+    if store.settings.feature_map == feature_map:
+        return [store]
+    settings = store.settings.model_copy(update={"feature_map": feature_map})
+    return [store, ClipStore(store.folder, settings, use_extrinsics=False)]
+
+
+def _held_out(readings: list[ClipStore], split: Split, adapted_on: set[str]) -> tuple[list[str], dict[str, str]]:
+    """The held-out clips of a training run in its folder or a copy of it, and why others of them are left out; none
+    in any other folder.
 
     A folder is taken for the one trained on when most clips with the names of training clips have their content
     (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a held-out clip
@@ -201,25 +228,41 @@ def _held_out(store: ClipStore, split: Split, adapted_on: set[str]) -> list[str]
     """
     from hopecli.data.store import clip_names
 
+    store = readings[0]
     here = set(clip_names(store.folder).values())
     named = [name for name in split.train if name in here]
     trained_on = set(split.fingerprints.values())
-    if 2 * len(_recognised(store, named, trained_on)) <= len(named):
-        return []
+    if 2 * len(recognised(readings, named, trained_on)) <= len(named):
+        return [], {}
     selected = set(store.select().values())
-    held_out = [name for name in split.held_out if name in selected and name not in split.skipped]
-    copies = _recognised(store, held_out, trained_on | adapted_on)
-    return [name for name in held_out if name not in copies]
+    held_out = [name for name in split.held_out if name in selected]
+    left_out = {name: split.skipped[name] for name in held_out if name in split.skipped}
+    left_out |= dict.fromkeys(recognised(readings, held_out, adapted_on), "the weights were adapted on it")
+    left_out |= dict.fromkeys(recognised(readings, held_out, trained_on), "it has the content of a training clip")
+    return [name for name in held_out if name not in left_out], left_out
 
 
-def _recognised(store: ClipStore, names: list[str], marks: set[str]) -> set[str]:
-    """Those of the clips whose content has one of the fingerprints; a clip that cannot be read has none."""
+def _all_readable(store: ClipStore, names: Sequence[str]) -> bool:
+    """Whether every clip has features and actions that fit the settings, to be recognised by."""
+    from hopecli.data.fingerprint import fingerprints
+
+    try:
+        fingerprints(store, names)
+    except DataError:
+        return False
+    return True
+
+
+def recognised(readings: Sequence[ClipStore], names: Sequence[str], marks: set[str]) -> set[str]:
+    """Those of the clips whose content, in one of the readings, has one of the fingerprints; a clip that cannot be read
+    has none."""
     from hopecli.data.fingerprint import fingerprints
 
     found = set()
-    for name in names:
-        with contextlib.suppress(DataError):
-            found |= {name for mark in fingerprints(store, [name]).values() if mark in marks}
+    for store in readings if marks else ():
+        for name in names:
+            with contextlib.suppress(DataError):
+                found |= {name for mark in fingerprints(store, [name]).values() if mark in marks}
     return found
 
 

@@ -137,7 +137,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         ratio_to_copy_last=summary.ratio_to_copy_last,
         seconds=time.perf_counter() - started,
         worst_clips=[scores.names[i] for i in worst],
-        skipped_clips={**clips.skipped, **skips.reasons},
+        skipped_clips={**clips.left_out, **clips.skipped, **skips.reasons},
         preset=trained.checkpoint.info.get("preset"),
         seed=e.seed,
         bootstrap_samples=e.bootstrap_samples,

@@ -17,7 +17,6 @@ from hopecli.cli.checkpoints import (
     held_out_or_all,
     load_trained,
     results_folder,
-    training_split,
 )
 from hopecli.cli.common import (
     DeviceOption,
@@ -26,28 +25,18 @@ from hopecli.cli.common import (
     OtherOverrides,
     PrecisionOption,
     complete_presets,
-    expanded,
     override,
     start_runtime,
 )
 from hopecli.cli.tta_report import report
-from hopecli.errors import HopeError, SettingsError
+from hopecli.cli.tta_source import Source, find_source
+from hopecli.errors import SettingsError
 
 if TYPE_CHECKING:
-    from hopecli.data.store import ClipStore
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.sink import StreamSink
     from hopecli.engine.tta_job import StreamRecord, TtaJob
     from hopecli.engine.tta_summary import StreamFacts
-
-
-@dataclass(frozen=True)
-class Source:
-    """Clips of the training domain whose loss shows forgetting."""
-
-    store: ClipStore
-    names: list[str]
-    label: str
 
 
 @dataclass(frozen=True)
@@ -147,7 +136,8 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     model = trained.model.to(runtime.device)
     groups = adapted_groups(model, s.adaptation.adapt, s.model, s.adaptation.weight_decay)
     chosen = held_out_or_all(trained, runtime, s.evaluation.clips, say)
-    source = find_source(trained, request.source_data_dir, chosen, say)
+    marks = fingerprints(chosen.store, chosen.names)
+    source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     stem = "" if request.preset is None else f"{Path(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
@@ -171,45 +161,12 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         data=str(chosen.store.folder),
         clips_from=chosen.clips_from,
         overlap_with_training=chosen.overlap,
-        unreadable=chosen.skipped,
+        unreadable={**chosen.left_out, **chosen.skipped},
         source_label=None if source is None else source.label,
         adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
-        fingerprints=fingerprints(chosen.store, chosen.names),
+        fingerprints=marks,
     )
     return job, facts
-
-
-def find_source(
-    trained: Trained, source_data_dir: str | None, chosen: ChosenClips, say: Callable[[str], None]
-) -> Source | None:
-    """The clips of --source-data-dir, else those held out from training where they still are; None otherwise."""
-    from hopecli.data.source import clips_folder
-    from hopecli.data.split import usable_clips
-    from hopecli.data.store import ClipStore
-
-    limit = trained.settings.adaptation.source_clips
-    extrinsics = getattr(trained.settings.model, "use_extrinsics", False)
-    if source_data_dir is not None:
-        folder = expanded(source_data_dir, "--source-data-dir")
-        update = {"source": "folder", "data_dir": str(folder), "clip_start": None, "clip_end": None}
-        settings = trained.settings.data.model_copy(update=update)
-        store = ClipStore(folder, settings, use_extrinsics=extrinsics)
-        return Source(store, list(usable_clips(store)[0].values())[:limit], str(folder))
-    if chosen.overlap == 0 and chosen.clips_from == "held out from training":
-        say("note: the stream is the held-out part itself, so forgetting is not measured (give --source-data-dir)")
-        return None
-    try:
-        settings = trained.trained_under.data
-        store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
-        split = training_split(trained, say)
-        names = [] if split is None else list(usable_clips(store, among=split.held_out)[0].values())[:limit]
-    except HopeError as error:
-        say(f"note: forgetting is not measured: {error}")
-        return None
-    if not names:
-        say("note: forgetting is not measured: the checkpoint's held-out clips are not known (give --source-data-dir)")
-        return None
-    return Source(store, names, "held out from training")
 
 
 def identity(

@@ -131,6 +131,29 @@ def test_training_clips_saved_again_are_recognised(run: Path, tmp_path: Path) ->
     again = ["--data-dir", str(copy), "data.feature_map=again"]
     assert evaluate(run, *again)["clips"] == 6
     assert evaluate(run, *again, "evaluation.clips=all")["overlap_with_training"] == 14
+    for maps in copy.glob("clip_*/feature_maps"):  # its training features are still there, these are others
+        np.save(maps / "other.npy", np.load(maps / "again.npy") + 1)
+    other = ["--data-dir", str(copy), "data.feature_map=other"]
+    assert evaluate(run, *other)["clips"] == 6
+    assert evaluate(run, *other, "evaluation.clips=all")["overlap_with_training"] == 14
+    for maps in copy.glob("clip_*/feature_maps"):
+        (maps / "vjepa2_vitl16.npy").unlink()
+    assert evaluate(run, *other)["overlap_with_training"] is None
+    assert evaluate(run, *again)["clips"] == 6
+
+
+def test_held_out_clips_that_are_no_fair_test_are_listed(run: Path, tmp_path: Path) -> None:
+    (clips,) = (run.parents[2] / "cache" / "physics").iterdir()
+    split = json.loads((run / "split.json").read_text())
+    copy, name = tmp_path / "copy", split["held_out"][2]
+    shutil.copytree(clips, copy)
+    shutil.rmtree(copy / name)
+    shutil.copytree(clips / split["train"][0], copy / name)
+    outcome = hope(["eval", "--ckpt", str(run), "--device", "cpu", "--data-dir", str(copy), "--json"], run.parents[2])
+    results = json.loads(outcome.out)
+    assert results["clips"] == 5
+    assert results["skipped_clips"] == {name: "it has the content of a training clip"}
+    assert f"note: held-out {name} is left out: it has the content of a training clip" in outcome.err
 
 
 def test_another_folder_is_scored_whole_however_it_is_given(tmp_path: Path) -> None:

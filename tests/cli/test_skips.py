@@ -88,7 +88,9 @@ def test_a_held_out_clip_skipped_in_training_is_not_asked_for_again(tmp_path: Pa
     run = json.loads(outcome.out)["run_dir"]
     outcome = hope(["eval", "--ckpt", run, "--device", "cpu", "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["clips"] == 1
+    results = json.loads(outcome.out)
+    assert results["clips"] == 1
+    assert "NaN" in results["skipped_clips"]["clip_00007"]
 
 
 def test_two_processes_leave_out_the_same_clips(tmp_path: Path) -> None:

@@ -74,3 +74,26 @@ def test_weights_adapted_twice_remember_both_streams(run: Path) -> None:
     twice = once.parent / "tta/twice/adapted.safetensors"
     seen = {name: result(run, "eval", twice, "--data-dir", name)["overlap_with_training"] for name in ("ice", "walls")}
     assert seen == {"ice": 3, "walls": 4}
+
+
+def test_clips_that_were_adapted_on_are_no_source(run: Path, tmp_path: Path) -> None:
+    """Neither those of this stream nor those that the weights were adapted on before."""
+    (own,) = (run.parents[2] / "cache" / "physics").iterdir()
+    everything = [*FAST, "--name", "everything"]
+    assert result(run, "tta", run, "evaluation.clips=all", *everything)["forgetting"] is None
+    found = result(run, "tta", run, "evaluation.clips=all", "data.clip_end=16", *everything)["forgetting"]
+    assert (found["clips"], found["source"]) == (4, "held out from training, without 2 in the stream or adapted on")
+
+    result(run, "tta", run, *FAST, "--name", "held_out")
+    adapted = run / "tta/held_out/adapted.safetensors"
+    assert result(run, "tta", adapted, "--data-dir", "walls", *FAST)["forgetting"] is None
+    given = ["--data-dir", "walls", *FAST, "--source-data-dir", str(own), "adaptation.source_clips=16"]
+    found = result(run, "tta", adapted, *given)["forgetting"]
+    assert (found["clips"], found["source"]) == (
+        14,
+        f"{own}, without 6 in the stream or adapted on, 14 of 14 trained on",
+    )
+    same = ["tta", "--ckpt", str(run), "--device", "cpu", "--data-dir", "walls", "--source-data-dir", "walls", *FAST]
+    outcome = hope(same, run.parents[2])
+    assert outcome.code == 2
+    assert "--source-data-dir: all of its clips are in the stream" in outcome.err

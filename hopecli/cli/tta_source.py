@@ -1,0 +1,112 @@
+"""The source clips of hope tta, whose loss shows forgetting: clips of the training domain that no update has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hopecli.cli.checkpoints import ChosenClips, Trained, recognised, training_split
+from hopecli.cli.common import expanded
+from hopecli.errors import HopeError, SettingsError
+
+if TYPE_CHECKING:
+    from hopecli.data.split import Split
+    from hopecli.data.store import ClipStore
+
+
+@dataclass(frozen=True)
+class Source:
+    """Clips of the training domain whose loss shows forgetting."""
+
+    store: ClipStore
+    names: list[str]
+    label: str
+
+
+def find_source(
+    trained: Trained, source_data_dir: str | None, chosen: ChosenClips, streamed: set[str], say: Callable[[str], None]
+) -> Source | None:
+    """The clips of --source-data-dir, else those held out from training where they still are; None otherwise.
+
+    Left out: clips that are in the stream (by its fingerprints `streamed`), or that the weights were adapted on before.
+    SettingsError when that leaves none of a folder that was given.
+    """
+    from hopecli.data.source import clips_folder
+    from hopecli.data.split import usable_clips
+    from hopecli.data.store import ClipStore
+
+    extrinsics = getattr(trained.settings.model, "use_extrinsics", False)
+    seen = streamed | trained.adapted_on
+    if source_data_dir is not None:
+        folder = expanded(source_data_dir, "--source-data-dir")
+        update = {"source": "folder", "data_dir": str(folder), "clip_start": None, "clip_end": None}
+        store = ClipStore(folder, trained.settings.data.model_copy(update=update), use_extrinsics=extrinsics)
+        return _given(trained, store, list(usable_clips(store)[0].values()), seen, say)
+    if chosen.overlap == 0 and chosen.clips_from == "held out from training":
+        say("note: the stream is the held-out part itself, so forgetting is not measured (give --source-data-dir)")
+        return None
+    try:
+        settings = trained.trained_under.data
+        store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
+        split = training_split(trained, say)
+        held_out = [] if split is None else list(usable_clips(store, among=split.held_out)[0].values())
+    except HopeError as error:
+        say(f"note: forgetting is not measured: {error}")
+        return None
+    if not held_out:
+        say("note: forgetting is not measured: the checkpoint's held-out clips are not known (give --source-data-dir)")
+        return None
+    names, left_out = _unseen(store, held_out, seen, trained.settings.adaptation.source_clips)
+    if not names:
+        say(
+            "note: forgetting is not measured: all held-out clips are in the stream, or the weights were adapted on "
+            "them (give --source-data-dir)"
+        )
+        return None
+    return Source(store, names, f"held out from training{_left_out(left_out, say)}")
+
+
+def _given(
+    trained: Trained, store: ClipStore, usable: Sequence[str], seen: set[str], say: Callable[[str], None]
+) -> Source:
+    """The clips of a folder that the user names, with how many of them the checkpoint was trained on."""
+    names, left_out = _unseen(store, usable, seen, trained.settings.adaptation.source_clips)
+    if not names:
+        raise SettingsError(
+            "all of its clips are in the stream, or the weights were adapted on them",
+            where="--source-data-dir",
+            value=str(store.folder),
+            fix="give clips of the training domain that are not, or leave it out",
+        )
+    label = f"{store.folder}{_left_out(left_out, say)}"
+    split: Split | None = training_split(trained, say)
+    known = 0 if split is None else len(recognised([store], names, set(split.fingerprints.values())))
+    if known:
+        say(f"warning: the checkpoint was trained on {known} of these {len(names)} source clips")
+        label += f", {known} of {len(names)} trained on"
+    return Source(store, names, label)
+
+
+def _unseen(store: ClipStore, names: Sequence[str], seen: set[str], limit: int) -> tuple[list[str], int]:
+    """The first `limit` clips without one of these fingerprints, and how many were left out on the way."""
+    chosen: list[str] = []
+    left_out = 0
+    for name in names:
+        if len(chosen) == limit:
+            break
+        if recognised([store], [name], seen):
+            left_out += 1
+        else:
+            chosen.append(name)
+    return chosen, left_out
+
+
+def _left_out(count: int, say: Callable[[str], None]) -> str:
+    if not count:
+        return ""
+    from hopecli.report.console import counted
+
+    clips = counted(count, "source clip")
+    say(f"note: {clips} left out of forgetting: in the stream, or the weights were adapted on them before")
+    return f", without {count} in the stream or adapted on"
