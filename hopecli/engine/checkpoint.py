@@ -20,10 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hopecli.engine.results import ValidationRecord
+from hopecli.engine.saved_state import misfit, read_saved, too_deep
 from hopecli.errors import THEN_RESUME, CheckpointError, accessed, written
 
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
+OTHER_CHECKPOINT = "use another checkpoint: copy a folder checkpoints/epoch_* over checkpoints/last"
 _FORMAT = "hopecli-1"
+_INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 # Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
 _NO_WEIGHTS = "no_weights"
 _WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have their own
@@ -41,6 +45,17 @@ class Checkpoint:
     settings: dict[str, Any]
     info: dict[str, Any]
     run_dir: Path | None
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What trainer.pt holds, as a dict of these fields. Runs of earlier versions lack loss and validation."""
+
+    step: int
+    optimizer: dict[str, Any]  # held against the model's parameters when it is restored
+    scaler: dict[str, float] | None = None
+    loss: float | None = None
+    validation: ValidationRecord | None = None
 
 
 def write_weights(
@@ -165,41 +180,77 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
 def load_checkpoint(given: str) -> Checkpoint:
     """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file."""
     file, run_dir = find_weights(given)
+    with _opened(file) as archive:
+        settings, info = _read_metadata(file, archive.metadata())
+        keys = [key for key in archive.keys() if key != _NO_WEIGHTS]  # noqa: SIM118 (not a dict)
+        weights = {key: archive.get_tensor(key) for key in keys}
+    return Checkpoint(file, weights, settings, info, run_dir)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A .safetensors file open for reading; CheckpointError when that, or reading in the body, fails."""
+    with accessed(file, kind=CheckpointError), open(file, "rb"):
+        pass  # safe_open calls a file that may not be read a missing one
     try:
         with safe_open(file, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-            keys = [key for key in archive.keys() if key != _NO_WEIGHTS]  # noqa: SIM118 (not a dict)
-            weights = {key: archive.get_tensor(key) for key in keys}
+            yield archive
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"not a readable .safetensors file: {' '.join(str(error).split())}",
-            where=str(file),
-            fix="use another checkpoint of the run",
+            f"not a readable .safetensors file: {' '.join(str(error).split())}", where=str(file), fix=OTHER_CHECKPOINT
         ) from error
+
+
+def _read_metadata(file: Path, metadata: Mapping[str, str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and info; CheckpointError when the file was not written by hopecli, or they are not what it writes."""
     try:
-        settings, info = json.loads(metadata["settings"]), json.loads(metadata["info"])
+        settings, info = (_parsed((metadata or {})[key]) for key in ("settings", "info"))
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             "was not written by hopecli: its metadata holds no settings", where=str(file), fix="train with `hope train`"
         ) from error
-    return Checkpoint(file, weights, settings, info, run_dir)
+    wrong = _wrong_info(info) if isinstance(settings, dict) else "settings"
+    if wrong is not None:
+        what = f"its metadata does not hold what it should: {wrong} is of another type or out of range"
+        raise CheckpointError(what, where=str(file), fix=OTHER_CHECKPOINT)
+    return settings, info
+
+
+def _parsed(text: str) -> Any:
+    """A JSON text; None when it is nested so deeply that to walk through it may overflow the stack."""
+    with suppress(RecursionError):
+        value = json.loads(text)
+        return None if too_deep(value) else value
+    return None
+
+
+def _wrong_info(info: object) -> str | None:
+    """What is wrong in a file's info, None for nothing. All of it may be absent, and more may be there."""
+    if not isinstance(info, dict):
+        return "info"
+    known = [(info[key], kind, f"info.{key}") for key, kind in _INFO.items() if key in info]
+    wrong = next((found for part in known if (found := misfit(*part)) is not None), None)
+    if wrong is None and info.get("step", 0) < 0:
+        return "info.step"
+    return wrong or misfit(info.get("tta", {}).get("fingerprints", []), list[str], "info.tta.fingerprints")
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:
-    """The trainer's state of a checkpoint folder (weights_only)."""
-    try:
-        state: dict[str, Any] = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{TRAINER} cannot be read: {' '.join(str(error).split())[:200]}",
-            where=str(folder),
-            fix="resume from another checkpoint",
-        ) from error
+    """The trainer's state of a checkpoint folder (weights_only), with the fields of TrainerState.
+
+    Raises CheckpointError when it cannot be read, and when it was not saved at the step of the weights beside it.
+    """
+    state = read_saved(folder / TRAINER, TrainerState, fix=OTHER_CHECKPOINT)
+    with _opened(folder / WEIGHTS) as archive:
+        step = _read_metadata(folder / WEIGHTS, archive.metadata())[1].get("step")
+    if state["step"] != step:
+        what = f"{TRAINER} is not of step {step}, of which {WEIGHTS} is"
+        raise CheckpointError(what, where=str(folder), value=state["step"], fix=OTHER_CHECKPOINT)
     return state
 
 
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Strictly load the weights; CheckpointError naming the keys that do not fit."""
+    """Strictly load the weights; CheckpointError naming the keys that do not fit, or a tensor that is not finite."""
     try:
         model.load_state_dict(checkpoint.weights, strict=True)
     except RuntimeError as error:

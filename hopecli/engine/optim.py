@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from hopecli.config.schema import HopeSettings, ModelSettings, OptimizerSettings
 from hopecli.models.protocol import PredictorModule
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what torch's AdamW keeps for each parameter beside `step`
+
 
 @dataclass(frozen=True)
 class Group:
@@ -136,6 +138,78 @@ class PeriodicAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "accumulated": self.hold.accumulated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both; groups must be the same."""
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "accumulated"})
+        """Restore both; ValueError when they are not of these parameters and groups.
+
+        Checked here because torch does not: its fused kernel reads past the end of a state of another shape.
+        """
+        check_saved(state_dict, self.param_groups)
+        every = [p for group in self.param_groups for p in group["params"]]
+        # A view has a shape without the memory for it, which the kernel walks through all the same: hence copies.
+        state = {
+            number: {
+                "step": entry["step"],
+                **{key: torch.empty_like(every[number]).copy_(entry[key]) for key in MOMENTS},
+            }
+            for number, entry in state_dict["state"].items()
+        }
+        pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
+        groups = [{**own, **{key: saved[key] for key in ("params", "lr", "waited")}} for own, saved in pairs]
+        super().load_state_dict({"state": state, "param_groups": groups})
         self.hold.restore(state_dict["accumulated"], self.param_groups)
+
+
+def check_saved(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> None:
+    """ValueError unless a state_dict of PeriodicAdamW fits the groups: their number, names, settings and sizes, the
+    shape of every state, and the gradients that wait in the groups that have put some aside."""
+    groups, state, waiting = (saved.get(key) for key in ("param_groups", "state", "accumulated"))
+    if not (isinstance(groups, list) and isinstance(state, dict) and isinstance(waiting, dict)):
+        raise ValueError("it holds no optimizer state")
+    if len(groups) != len(param_groups):
+        raise ValueError(f"it has {len(groups)} groups of parameters, the model has {len(param_groups)}")
+    numbered: dict[int, Tensor] = {}
+    waited = set()
+    for index, (group, own) in enumerate(zip(groups, param_groups, strict=True)):
+        _check_group(group, own, first=len(numbered))
+        numbered |= dict(zip(group["params"], own["params"], strict=True))
+        if group["waited"]:
+            waited.add(index)
+    for number, entry in state.items():
+        p = numbered.get(number)
+        if p is None or not isinstance(entry, dict) or entry.keys() != {"step", *MOMENTS}:
+            raise ValueError(f"it holds no AdamW state for parameter {number}")
+        _check_shape(entry["step"], torch.Size(), f"step of parameter {number}")
+        for key in MOMENTS:
+            _check_shape(entry[key], p.shape, f"{key} of parameter {number}")
+    if waiting.keys() != waited:
+        raise ValueError("its waiting gradients are not those of the groups that wait")
+    for index, sums in waiting.items():
+        own = param_groups[index]
+        if not isinstance(sums, list) or len(sums) != len(own["params"]):
+            raise ValueError(f"it does not hold one waiting gradient for each parameter of {own['name']}")
+        for total, p in zip(sums, own["params"], strict=True):
+            _check_shape(total, p.shape, f"waiting gradient of {own['name']}")
+
+
+def _check_group(group: object, own: dict[str, Any], *, first: int) -> None:
+    """ValueError unless a saved group is `own`, with its parameters numbered from `first`; only lr and waited move."""
+    size = len(own["params"])
+    name = f"group {own['name']}"
+    numbers = group.get("params") if isinstance(group, dict) else None
+    if not isinstance(group, dict) or not isinstance(numbers, list) or len(numbers) != size:
+        raise ValueError(f"{name} does not have {size} parameters")
+    for key in ("name", "period", "lr_scale", "weight_decay", "betas", "eps"):
+        if type(group.get(key)) is not type(own[key]) or group[key] != own[key]:
+            raise ValueError(f"{name} has another {key}")
+    if not all(isinstance(n, int) for n in numbers) or numbers != list(range(first, first + size)):
+        raise ValueError(f"the parameters of {name} are not numbered in order")
+    if not isinstance(group.get("waited"), int) or not 0 <= group["waited"] < own["period"]:
+        raise ValueError(f"{name} has not waited for less than its period")
+    if not isinstance(group.get("lr"), float):
+        raise ValueError(f"{name} has no learning rate")
+
+
+def _check_shape(value: object, shape: torch.Size, name: str) -> None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        raise ValueError(f"the {name} is not a tensor of numbers")
+    if value.shape != shape:
+        raise ValueError(f"the {name} has the shape {list(value.shape)}, not {list(shape)}")

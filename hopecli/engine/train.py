@@ -13,7 +13,7 @@ from hopecli.config.explain import to_tree
 from hopecli.data.clip import ClipBatch
 from hopecli.data.loader import EpochBatches, load_batches, stand_in
 from hopecli.data.split import count_defects
-from hopecli.engine.checkpoint import duplicate_checkpoint, remove_old, save_checkpoint
+from hopecli.engine.checkpoint import OTHER_CHECKPOINT, TRAINER, duplicate_checkpoint, remove_old, save_checkpoint
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
 from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
@@ -22,7 +22,7 @@ from hopecli.engine.signals import StopRequest, stop_on_signal
 from hopecli.engine.skips import Skips
 from hopecli.engine.train_job import TrainJob
 from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
-from hopecli.errors import DataError, HopeError, StoppedError
+from hopecli.errors import CheckpointError, DataError, HopeError, StoppedError
 from hopecli.models.build import count_parameters
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
@@ -120,13 +120,21 @@ class _Trainer:
             TrainingObjective(job.model, s.objective), self.raw_optimizer
         )
         if job.resumed is not None:
-            state = job.resumed
+            self._restore(job.resumed)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from the trainer's state of a checkpoint; CheckpointError when it is that of another run."""
+        try:
             self.raw_optimizer.load_state_dict(state["optimizer"])
-            self.step = self.saved = int(state["step"])
-            self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version
-            self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
-            if accelerator.scaler is not None and state["scaler"] is not None:
-                accelerator.scaler.load_state_dict(state["scaler"])
+        except ValueError as error:
+            what = f"{TRAINER} does not fit this run: {error}"
+            raise CheckpointError(what, where=str(self.job.run_dir), fix=OTHER_CHECKPOINT) from error
+        self.step = self.saved = state["step"]
+        self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version
+        self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
+        scaler = self.job.runtime.accelerator.scaler
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
 
     def set_learning_rate(self) -> float:
         """The schedule's learning rate for the step to come."""

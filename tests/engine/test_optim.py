@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -203,3 +204,76 @@ def test_learning_rate_is_scaled_per_group() -> None:
     optimizer = periodic(parameters(), 2)
     optimizer.set_learning_rate(0.3)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 0.15])
+
+
+def set_in(*path: Any, to: Any) -> Callable[[Any], None]:
+    """Replaces what lies at a path of keys."""
+
+    def damage(tree: Any) -> None:
+        for key in path[:-1]:
+            tree = tree[key]
+        tree[path[-1]] = to
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda saved: saved.clear(), "holds no optimizer state"),
+        (set_in("state", to=None), "holds no optimizer state"),
+        (set_in("param_groups", to=[]), "it has 0 groups"),
+        (set_in("param_groups", 0, to=None), "group fast does not have 1 parameters"),
+        (set_in("param_groups", 1, "params", to=[1, 2]), "group slow does not have 1 parameters"),
+        (set_in("param_groups", 1, "params", to=[0]), "parameters of group slow are not numbered"),
+        (set_in("param_groups", 1, "params", to=[torch.ones(2)]), "parameters of group slow are not numbered"),
+        (set_in("param_groups", 1, "name", to="fast"), "group slow has another name"),
+        (set_in("param_groups", 1, "betas", to=torch.ones(2)), "group slow has another betas"),
+        (set_in("param_groups", 1, "waited", to=4), "group slow has not waited"),
+        (set_in("param_groups", 1, "waited", to=0), "waiting gradients are not those"),
+        (set_in("param_groups", 0, "lr", to=None), "group fast has no learning rate"),
+        (set_in("state", 7, to={}), "no AdamW state for parameter 7"),
+        (set_in("state", 0, to=[]), "no AdamW state for parameter 0"),
+        (set_in("state", 0, to={"step": torch.tensor(1.0)}), "no AdamW state for parameter 0"),
+        (set_in("state", 0, "step", to=torch.ones(3)), r"step of parameter 0 has the shape \[3\], not \[\]"),
+        (set_in("state", 0, "step", to=1), "step of parameter 0 is not a tensor"),
+        (set_in("state", 0, "exp_avg", to=torch.ones(2, 3)), r"exp_avg of parameter 0 has the shape \[2, 3\]"),
+        (set_in("state", 0, "exp_avg_sq", to=torch.ones(3, 2).to_sparse()), "exp_avg_sq of parameter 0 is not"),
+        (set_in("state", 0, "exp_avg_sq", to=torch.ones(3, 2, dtype=torch.long)), "exp_avg_sq of parameter 0 is not"),
+        (set_in("accumulated", to={}), "waiting gradients are not those"),
+        (set_in("accumulated", 1, to=None), "one waiting gradient for each parameter of slow"),
+        (set_in("accumulated", 1, to=[torch.ones(5)]), r"waiting gradient of slow has the shape \[5\], not \[4\]"),
+    ],
+)
+def test_a_state_of_other_parameters_is_refused(damage: Callable[[Any], None], words: str) -> None:
+    params = parameters()
+    optimizer = periodic(params, 4)
+    run(optimizer, params, range(2))
+    saved = through_a_file(optimizer.state_dict())
+    resumed = periodic(parameters(), 4)
+    damage(saved)
+    with pytest.raises(ValueError, match=words):
+        resumed.load_state_dict(saved)
+    assert not resumed.state
+    assert not resumed.hold.accumulated
+
+
+def test_a_view_with_less_memory_than_its_shape_is_copied() -> None:
+    """The fused kernel walks through memory, whatever the strides say."""
+    params = parameters()
+    optimizer = PeriodicAdamW([Group("all", params, 1.0, 0.0)], SETTINGS, fused=True)
+    run(optimizer, params, range(1))
+    saved = optimizer.state_dict()
+    saved["state"][0]["exp_avg"] = torch.ones(1).expand(3, 2)
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[params[0]]["exp_avg"].is_contiguous()
+
+
+def test_only_what_training_moves_is_taken_from_the_saved_groups() -> None:
+    optimizer = periodic(parameters(), 4)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0].update(lr=0.5, capturable="x", foreach=True)
+    del saved["param_groups"][0]["amsgrad"]
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["capturable"], group["foreach"], group["amsgrad"]) == (0.5, False, None, False)

@@ -1,0 +1,159 @@
+"""A checkpoint of another run, or one that holds what it should not: one line that says so, and exit code 4."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.cli.runner import TINY, Outcome, hope, one_line
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs: of two widths, of other steps, and of HOPE with a group that waits."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {}
+    for name, preset, changes in (
+        ("narrow", "quickstart", []),
+        ("wide", "quickstart", ["model.width=32"]),
+        ("long", "quickstart", ["training.epochs=3"]),
+        ("deep", "quickstart", ["model.depth=2"]),
+    ):
+        command = ["train", "--preset", preset, "--device", "cpu", *TINY, *changes, f"logging.runs_dir={name}"]
+        outcome = hope(command, folder)
+        assert outcome.code == 0, outcome.err
+        found[name] = next((folder / name).glob("*/*/config.yaml")).parent
+    return found
+
+
+@pytest.fixture
+def run(runs: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the narrow run, to be damaged."""
+    return shutil.copytree(runs["narrow"], tmp_path / "run")
+
+
+def resume(run: Path, runs: dict[str, Path]) -> Outcome:
+    return hope(["train", "--resume", str(run)], run.parent, HOPE_CACHE_DIR=str(runs["narrow"].parents[2] / "cache"))
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 4, outcome.err
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in line, line
+
+
+def trainer(run: Path) -> Any:
+    return torch.load(run / "checkpoints/last/trainer.pt", weights_only=True)
+
+
+def put_trainer(run: Path, state: object) -> None:
+    torch.save(state, run / "checkpoints/last/trainer.pt")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("wide", "trainer.pt does not fit this run: the exp_avg of parameter"),
+        ("deep", "trainer.pt does not fit this run: group rest does not have"),
+        ("long", "trainer.pt is not of step 8, of which model.safetensors is (got 12)"),
+    ],
+)
+def test_the_trainer_state_of_another_run(other: str, words: str, run: Path, runs: dict[str, Path]) -> None:
+    shutil.copy(runs[other] / "checkpoints/last/trainer.pt", run / "checkpoints/last/trainer.pt")
+    refused(resume(run, runs), words)
+
+
+def test_an_undamaged_run_is_resumed(run: Path, runs: dict[str, Path]) -> None:
+    outcome = resume(run, runs)
+    assert outcome.code == 0, outcome.err
+
+
+def changed(**values: object) -> Callable[[Any], object]:
+    return lambda state: {**state, **values}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda state: {}, "trainer.pt.optimizer is missing"),
+        (lambda state: [state], "trainer.pt does not hold what it should: trainer.pt is"),
+        (lambda state: torch.zeros(2), "trainer.pt does not hold what it should"),
+        (lambda state: None, "trainer.pt does not hold what it should"),
+        (changed(optimizer=None), "trainer.pt.optimizer is"),
+        (changed(optimizer={}), "trainer.pt does not fit this run: it holds no optimizer state"),
+        (changed(optimizer={"param_groups": [], "state": {}, "accumulated": {}}), "it has 0 groups of parameters"),
+        (changed(validation={"a": 1}), "trainer.pt.validation."),
+        (changed(validation=[1]), "trainer.pt.validation is"),
+        (changed(scaler={"scale": "x"}), "trainer.pt.scaler.scale is"),
+        (changed(loss="low"), "trainer.pt.loss is"),
+        (changed(step="8"), "trainer.pt.step is"),
+        (changed(step=True), "trainer.pt.step is"),
+        (changed(step=-1), "trainer.pt is not of step 8"),
+    ],
+)
+def test_a_trainer_state_that_holds_something_else(
+    damage: Callable[[Any], object], words: str, run: Path, runs: dict[str, Path]
+) -> None:
+    put_trainer(run, damage(trainer(run)))
+    refused(resume(run, runs), words)
+
+
+def test_an_empty_trainer_state_has_a_reason(run: Path, runs: dict[str, Path]) -> None:
+    (run / "checkpoints/last/trainer.pt").write_bytes(b"")
+    refused(resume(run, runs), "trainer.pt cannot be read: it is empty or cut short.")
+    (run / "checkpoints/last/trainer.pt").unlink()
+    refused(resume(run, runs), "trainer.pt cannot be read: No such file or directory.")
+
+
+def put_metadata(run: Path, **values: str | None) -> None:
+    """Replace entries of the weights' metadata; None removes one."""
+    file = run / "checkpoints/last/model.safetensors"
+    with safe_open(file, framework="pt") as archive:
+        metadata = {**archive.metadata(), **values}
+    save_file(load_file(file), file, {key: text for key, text in metadata.items() if text is not None})
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+MODERATE = '{"a": ' * 400 + "1" + "}" * 400  # json reads it; a copy in depth would fail
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        *(({"info": text}, "info") for text in ("[]", "null", '"text"', "3", DEEP, MODERATE)),
+        *(({"settings": text}, "settings") for text in ("[]", "null", '"text"', "3", DEEP, MODERATE)),
+        ({"info": '{"step": "8"}'}, "info.step"),
+        ({"info": '{"step": -8}'}, "info.step"),
+        ({"info": '{"step": 8.0}'}, "info.step"),
+        ({"info": '{"preset": []}'}, "info.preset"),
+        ({"info": '{"split": {}}'}, "info.split"),
+        ({"info": '{"tta": []}'}, "info.tta"),
+        ({"info": '{"tta": {"fingerprints": null}}'}, "info.tta.fingerprints"),
+        ({"info": '{"tta": {"fingerprints": [[]]}}'}, "info.tta.fingerprints[0]"),
+    ],
+)
+def test_metadata_that_holds_something_else(values: dict[str, str], words: str, run: Path) -> None:
+    put_metadata(run, **values)
+    for command in (["train", "--resume", str(run)], ["eval", "--ckpt", str(run)], ["tta", "--ckpt", str(run)]):
+        outcome = hope(command, run.parent)
+        refused(outcome, f"its metadata does not hold what it should: {words} is ")
+        one_line(outcome)
+
+
+def test_weights_without_a_step_are_not_gone_on_with(run: Path, runs: dict[str, Path]) -> None:
+    file = run / "checkpoints/last/model.safetensors"
+    with safe_open(file, framework="pt") as archive:
+        info = json.loads(archive.metadata()["info"])
+    put_metadata(run, info=json.dumps({key: value for key, value in info.items() if key != "step"}))
+    refused(resume(run, runs), "trainer.pt is not of step None")
