@@ -183,7 +183,7 @@ def identity(
         )
     s = trained.settings
     return {
-        **{f"adaptation.{key}": value for key, value in s.adaptation.model_dump(mode="json").items()},
+        **{f"adaptation.{key}": v for key, v in s.adaptation.model_dump(mode="json", exclude={"save_every"}).items()},
         **{f"data.{key}": value for key, value in reading(s).items()},
         "objective.normalize_reps": s.objective.normalize_reps,
         "objective.loss_exp": s.objective.loss_exp,

@@ -25,6 +25,7 @@ from hopecli.errors import CheckpointError, DataError, SettingsError
 from hopecli.models.protocol import PredictorModule
 
 T = TypeVar("T")
+SAVING_SHARE = 0.05  # of the stream's time at most: the state of a long stream is large
 MEMORY_PROBES = 3  # clips whose peak memory is measured: it does not change after them
 
 
@@ -52,6 +53,7 @@ def stream(job: TtaJob) -> StreamRecord:
                     run.record.stopped_by = stop.signal_name
                     run.save()
                     return run.record
+                run.save_if_due()
     return run.record
 
 
@@ -79,6 +81,7 @@ class _Stream:
             self.adapters["periodic_reset"] = self._adapter(copy.deepcopy(job.model))
         self.main = self.adapters["adapted"]
         self.record = StreamRecord()
+        self.saved_at, self.saving_seconds = time.perf_counter(), 0.0
         if job.resume:
             self._resume()
 
@@ -214,9 +217,16 @@ class _Stream:
         """As `timed`, with the memory of the first clips."""
         return timed(work, self.job.runtime.device, probe=len(self.record.rows) < MEMORY_PROBES)
 
+    def save_if_due(self) -> None:
+        """Keep the state every `save_every` clips, against a crash; less often where that would take long."""
+        every = self.job.settings.adaptation.save_every
+        since = time.perf_counter() - self.saved_at
+        if every and self.record.position % every == 0 and self.saving_seconds <= SAVING_SHARE * since:
+            self.save()
+
     def save(self) -> None:
         """Keep all that --resume needs."""
-        r = self.record
+        r, started = self.record, time.perf_counter()
         write_state(
             self.job.folder,
             {
@@ -225,6 +235,8 @@ class _Stream:
                 "record": {**asdict(r), "stopped_by": None},
             },
         )
+        self.saved_at = time.perf_counter()
+        self.saving_seconds = self.saved_at - started
 
     def _resume(self) -> None:
         state = read_state(self.job.folder)

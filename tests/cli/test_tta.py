@@ -220,6 +220,36 @@ def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:
     assert "no interrupted stream" in again.err
 
 
+def test_a_killed_stream_goes_on(run: Path) -> None:
+    """By SIGKILL, which leaves no time to save: the state of a few clips before is on disk."""
+    many = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=60", "data.physics.seed=2", *FAST]
+    many += ["adaptation.orders=3", "logging.log_every=1", "adaptation.save_every=4"]
+    whole = adapt(run, *many, "--name", "not_killed")
+    assert not (run / "tta/not_killed/stream.pt").exists()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hopecli.cli.main", *command(run, *many, "--name", "killed")],
+        cwd=run.parents[2],
+        env={**environment(run.parents[2]), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("clip") and (run / "tta/killed/stream.pt").exists():
+            process.kill()
+            break
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "tta/killed/results.json").exists()
+    resumed = hope(command(run, *many, "--name", "killed", "--resume", "adaptation.save_every=0"), run.parents[2])
+    assert resumed.code == 0, resumed.err
+    first = next(line for line in resumed.err.splitlines() if line.startswith("clip "))
+    assert int(first.split()[1].split("/")[0]) > 4
+    for key in ("loss_online", "difference", "per_step", "drift", "orders"):
+        assert json.loads(resumed.out)[key] == whole[key]
+
+
 def test_mirrors_to_wandb_without_an_account(run: Path) -> None:
     adapt(run, *ICE, *FAST, "--wandb", "offline", "--name", "mirrored")
     assert list((run / "tta/mirrored/wandb").glob("offline-run-*"))
