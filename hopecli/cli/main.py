@@ -17,6 +17,7 @@ from hopecli.cli.hw_info import hw_info_command
 from hopecli.cli.inspect_data import inspect_data_command
 from hopecli.cli.make_clips import make_clips_command
 from hopecli.cli.presets import presets_command
+from hopecli.cli.stderr import prepare_stderr
 from hopecli.cli.system import drop_stdout, explained, prepare_stdout, require_working_directory
 from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
@@ -93,8 +94,7 @@ def _wait_briefly() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and its exit code, never a traceback."""
-    if sys.stderr is None:  # closed by the caller: a file opened later would take its number and receive our lines
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (lives as long as the process)
+    prepare_stderr()
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
