@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import torch
@@ -76,7 +77,11 @@ def _save_weights(
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()} or {_NO_WEIGHTS: torch.empty(0)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with open(temporary, "wb") as file:  # Python's, so its mode is the one that the umask asks for
+            mode = os.fstat(file.fileno()).st_mode
         save_file(tensors, temporary, metadata)
+        if temporary.stat().st_mode != mode:  # some versions of safetensors put a private file in its place
+            temporary.chmod(S_IMODE(mode))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -259,3 +264,7 @@ def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
             where=str(checkpoint.path),
             fix="use the file with the settings it was written with",
         ) from error
+    wrong = next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None)
+    if wrong is not None:  # of which every number computed would be as empty, and clips would take the blame
+        what = f"{wrong} holds NaN or infinite values"
+        raise CheckpointError(what, where=str(checkpoint.path), fix="use an earlier checkpoint")

@@ -248,3 +248,39 @@ def test_weights_that_do_not_fit_name_the_keys(tmp_path: Path) -> None:
     model.add_module("b", nn.Linear(1, 1))
     with pytest.raises(CheckpointError, match=r"do not fit.*b\.weight"):
         load_into(model, checkpoint)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    """1e300 is finite only in the file, not in a model of float32."""
+    bias = torch.tensor([0.0, value], dtype=torch.float64)
+    write_weights(tmp_path / WEIGHTS, {"weight": torch.ones(2, 3), "bias": bias}, SETTINGS, {})
+    with pytest.raises(CheckpointError, match=r"bias holds NaN or infinite values\. Use an earlier"):
+        load_into(nn.Linear(3, 2), load_checkpoint(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_asks_for(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path / "last")
+        duplicate_checkpoint(folder, tmp_path / "epoch_0001")
+        write_weights(tmp_path / "adapted.safetensors", weights(1.0), SETTINGS, {})
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_weights_that_may_not_be_read(tmp_path: Path) -> None:
+    folder = save(tmp_path / "last")
+    (folder / WEIGHTS).chmod(0)
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: cannot be read: Permission denied"):
+        load_checkpoint(str(folder))
+    with pytest.raises(CheckpointError, match=rf"{WEIGHTS}: cannot be read: Permission denied"):
+        load_trainer(folder)
+    (folder / TRAINER).chmod(0)
+    with pytest.raises(CheckpointError, match=rf"{TRAINER} cannot be read: Permission denied"):
+        load_trainer(folder)
