@@ -56,9 +56,13 @@ def read_split(path: Path) -> Split:
     """A run's split.json; CheckpointError when it is damaged."""
     try:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for key, kind in (("train", list), ("held_out", list), ("skipped", dict), ("fingerprints", dict)):
+            texts = list(tree[key].values()) if isinstance(tree[key], dict) else tree[key]
+            if not isinstance(tree[key], kind) or not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{key} is not a {kind.__name__} of texts")
         split = Split(tuple(tree["train"]), tuple(tree["held_out"]), tree["skipped"], tree["fingerprints"])
         announced = tree["hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"not a readable split.json: {error}", where=str(path), fix="restore the file") from error
     if announced != split.hash:
         raise CheckpointError("its hash does not match its content", where=str(path), fix="restore the file")

@@ -157,3 +157,41 @@ def test_weights_without_a_step_are_not_gone_on_with(run: Path, runs: dict[str, 
         info = json.loads(archive.metadata()["info"])
     put_metadata(run, info=json.dumps({key: value for key, value in info.items() if key != "step"}))
     refused(resume(run, runs), "trainer.pt is not of step None")
+
+
+@pytest.mark.parametrize("command", [["eval", "--ckpt"], ["tta", "--ckpt"], ["train", "--resume"]])
+def test_weights_that_are_not_finite(command: list[str], run: Path, runs: dict[str, Path]) -> None:
+    file = run / "checkpoints/last/model.safetensors"
+    with safe_open(file, framework="pt") as archive:
+        metadata = archive.metadata()
+    damaged = load_file(file)
+    damaged["predictor_embed.weight"][0, 0] = torch.nan
+    save_file(damaged, file, metadata)
+    outcome = hope([*command, str(run)], run.parent, HOPE_CACHE_DIR=str(runs["narrow"].parents[2] / "cache"))
+    refused(
+        outcome, "model.safetensors: predictor_embed.weight holds NaN or infinite values. Use an earlier checkpoint"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"skipped": None}, "skipped is not a dict of texts"),
+        ({"skipped": []}, "skipped is not a dict of texts"),
+        ({"skipped": "text"}, "skipped is not a dict of texts"),
+        ({"skipped": {"clip_00001": None}}, "skipped is not a dict of texts"),
+        ({"fingerprints": {"clip_00001": 1}}, "fingerprints is not a dict of texts"),
+        ({"train": "text"}, "train is not a list of texts"),
+        ({"held_out": [["clip_00001"]]}, "held_out is not a list of texts"),
+        ({"held_out": None}, "held_out is not a list of texts"),
+        (None, "recursion"),
+    ],
+)
+def test_a_split_that_holds_something_else(
+    values: dict[str, object] | None, words: str, run: Path, runs: dict[str, Path]
+) -> None:
+    tree = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(DEEP if values is None else json.dumps({**tree, **values}))
+    refused(resume(run, runs), "split.json: not a readable split.json: ", words)
+    outcome = hope(["eval", "--ckpt", str(run)], run.parent, HOPE_CACHE_DIR=str(runs["narrow"].parents[2] / "cache"))
+    refused(outcome, "split.json: not a readable split.json: ", words)
