@@ -27,8 +27,8 @@ def staged(out_dir: Path, *, last: str) -> Iterator[Path]:
 
     A new out_dir appears by one rename. One that exists (empty) stays the same directory, for it may be a mount point
     or someone's working directory: the entries move up into it one by one, the file `last` after all others, so that
-    a folder without `last` was cut off (by a crash: every error and signal leaves it empty). SIGTERM cleans up as
-    Ctrl-C does.
+    a folder without `last` was cut off (by a crash: every error and signal leaves it empty). SIGTERM and SIGHUP
+    clean up as Ctrl-C does.
     """
     inside = out_dir.is_dir()
     parent = out_dir if inside else out_dir.parent
@@ -52,21 +52,26 @@ def hidden_name(name: str) -> str:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt while the block runs (in the main thread, unless the signal is ignored)."""
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+    """SIGTERM and SIGHUP raise KeyboardInterrupt while the block runs (in the main thread, unless they are ignored)."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    numbers = [signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else [signal.SIGTERM]  # Windows has none
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the clean-up short
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, on_signal)
+    for number in handled:
+        signal.signal(number, on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 def _move_up(staging: Path, out_dir: Path, last: str) -> None:

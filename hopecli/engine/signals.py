@@ -1,4 +1,4 @@
-"""Stopping politely: the first SIGINT or SIGTERM asks, the second SIGINT aborts."""
+"""Stopping politely: the first SIGINT, SIGTERM or SIGHUP asks, the second SIGINT aborts."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a flag while the block runs; a second SIGINT raises AbortedError.
+    """Turn SIGINT, SIGTERM and SIGHUP into a flag while the block runs; a second SIGINT raises AbortedError.
 
-    SIGINTs within ONE_PRESS_SECONDS of the first count as the same press.
+    SIGINTs within ONE_PRESS_SECONDS of the first count as the same press. SIGHUP (a closed terminal, a dropped ssh)
+    stays ignored where it is: `nohup` asks for that.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
@@ -46,7 +47,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
             request.interrupted_at = min(now, request.interrupted_at)
         request.signal_name = signal.Signals(number).name
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request
     finally:
