@@ -21,10 +21,20 @@ PLAIN_WIDTH = 160
 
 def make_console(*, stderr: bool) -> Console:
     """A console on stdout or stderr that shows texts as they are; off a terminal it is wide enough that no table is
-    cut."""
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width, soft_wrap=False)
+    cut, and stderr, which shows progress, is plain there.
+
+    FORCE_COLOR and TTY_COMPATIBLE, which CI services set, would have rich take a log for a terminal and draw bars.
+    """
+    on_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+        width=None if on_terminal else PLAIN_WIDTH,
+        force_terminal=False if stderr and not on_terminal else None,
+    )
 
 
 def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json: bool) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hopecli.report.console import ConsoleSink, counted
-from tests.report.examples import VALIDATION, step_record
+from hopecli.report.console import ConsoleSink, counted, make_console
+from hopecli.report.survey import SurveyProgress
+from hopecli.report.tta import ConsoleStream, progress_line
+from tests.report.examples import CLIP, PROGRESS, VALIDATION, step_record
 
 # 20 of 100 steps are done and each takes 1.5 s on average, 0.125 s of it waiting for data: 80 are left, 2 minutes.
 STEPS = [
@@ -52,7 +55,7 @@ def test_no_ratio_to_a_copy_last_of_zero(capsys: pytest.CaptureFixture[str]) -> 
 def test_bar_on_a_terminal_and_the_same_line_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     sink = ConsoleSink(tmp_path / "train.log")
     sink.begin(first_step=7, total_steps=100, steps_per_epoch=10)
     assert sink.progress is not None
@@ -65,6 +68,30 @@ def test_bar_on_a_terminal_and_the_same_line_in_the_log(
     sink.close()
     assert logged(tmp_path / "train.log") == [STEP_LINE]
     assert "step 20/100" not in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_plain_lines_off_a_terminal_whatever_ci_sets(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    sink = ConsoleSink(None)
+    sink.begin(first_step=0, total_steps=100, steps_per_epoch=10)
+    sink.steps(STEPS)
+    sink.close()
+    stream = ConsoleStream(every=1)
+    stream.begin(done=7, total=10)
+    stream.clip(CLIP, PROGRESS)
+    stream.close()
+    with SurveyProgress() as survey:
+        survey("reading", 1, 2)
+    assert capsys.readouterr().err.splitlines() == [STEP_LINE, f"clip 8/10  {progress_line(PROGRESS)}"]
+
+
+def test_no_color_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert make_console(stderr=True).no_color
 
 
 @pytest.mark.parametrize(
