@@ -65,6 +65,7 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     from hopecli.config.load import load_tree, merge, overridden, section_tree
     from hopecli.engine.checkpoint import load_checkpoint, load_into
     from hopecli.models.build import build_model
+    from hopecli.report.console import say
 
     checkpoint = load_checkpoint(ckpt)
     try:
@@ -85,9 +86,13 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     fitted = _on_shorter_clips(trained_under, frames) if isinstance(frames, int) else trained_under
     if fitted is not trained_under:
         tree = {**tree, "objective": to_tree(fitted)["objective"]}
-    settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin="checkpoint").settings
+    origin = "checkpoint" if preset is None else f"checkpoint or {preset}"
+    settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin=origin).settings
     _require_same_model(settings, fitted)
+    recorded = settings.data.data_dir
     settings = with_data_folder(settings, recorded=not elsewhere)
+    if recorded is not None and settings.data.data_dir != recorded and not elsewhere:
+        say(f"note: {recorded}, which it was trained on, has gone: HOPE_DATA_DIR={settings.data.data_dir} is used")
     trained_under = with_data_folder(trained_under, recorded=True)
     d = trained_under.data
     model = build_model(trained_under.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=0)

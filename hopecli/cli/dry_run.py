@@ -34,6 +34,7 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     from hopecli.engine.results import DryRun
     from hopecli.engine.train_job import steps_per_epoch
     from hopecli.models.build import build_model, count_parameters
+    from hopecli.report.console import say
 
     s = resolved.settings
     d = s.data
@@ -42,6 +43,8 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     wanted = min(micro, CPU_CLIPS) if runtime.device.type == "cpu" else micro
     batch, train_clips, held_out, source = _batch(s, wanted)
     steps = None if train_clips is None else steps_per_epoch(s, train_clips, runtime.world)
+    if runtime.is_main:
+        say(f"{count_parameters(model):,} parameters built; one forward and backward pass, batch {len(batch)}")
     measured = forward_backward(model, s, batch, runtime)
     per_clip, static = measured.activation_bytes_per_clip, static_bytes(model)
     return DryRun(

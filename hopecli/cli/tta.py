@@ -141,6 +141,12 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     stem = "" if request.preset is None else f"{Path(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
+    a = s.adaptation
+    if a.reset_per_clip and a.mode == "full_rollout" and a.adapt != "none":
+        say(
+            "note: each clip is scored before it is learned and then forgotten, so online equals frozen; "
+            "adaptation.mode=sequential adapts within a clip"
+        )
     if not request.resume:
         announce_replacing(folder, say)
     job = TtaJob(

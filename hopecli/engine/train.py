@@ -38,6 +38,8 @@ def train(job: TrainJob) -> TrainSummary:
     s, run = job.settings, _Trainer(job)
     first = run.step if run.trainable else job.total_steps
     job.sink.begin(first_step=first, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
+    if run.trainable and run.step == job.total_steps:
+        job.sink.message(f"all {run.step} steps are done already")
     started = time.perf_counter()
     validation = run.validated
     run.meter.restart_clock()

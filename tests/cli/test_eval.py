@@ -258,6 +258,7 @@ def test_a_run_finds_its_clips_from_any_directory_and_after_a_move(tmp_path: Pat
     assert f"{home / 'clips'}: no such folder" in lost.err
     again = hope(look, elsewhere, HOPE_DATA_DIR="moved")
     assert again.code == 0, again.err
+    assert f"note: {home / 'clips'}, which it was trained on, has gone: HOPE_DATA_DIR=" in again.err
     assert json.loads(again.out)["rows"] == json.loads(first.out)["rows"]
     built_in = hope([*look, "data.source=physics", "data.physics.domain=ice", "data.physics.clips=6"], elsewhere)
     assert built_in.code == 0, built_in.err

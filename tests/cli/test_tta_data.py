@@ -76,6 +76,16 @@ def test_weights_adapted_twice_remember_both_streams(run: Path) -> None:
     assert seen == {"ice": 3, "walls": 4}
 
 
+def test_an_episode_per_clip_says_that_online_is_frozen(run: Path) -> None:
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", "--data-dir", "ice", *FAST, "--name", "episodes", "--json"]
+    outcome = hope([*command, "adaptation.reset_per_clip=true"], run.parents[2])
+    assert "so online equals frozen; adaptation.mode=sequential adapts within a clip" in outcome.err
+    found = json.loads(outcome.out)
+    assert found["loss_online"] == found["loss_frozen"]
+    for other in ([], ["adaptation.reset_per_clip=true", "adaptation.mode=sequential"]):
+        assert "so online equals frozen" not in hope([*command, *other], run.parents[2]).err
+
+
 def test_clips_that_were_adapted_on_are_no_source(run: Path, tmp_path: Path) -> None:
     """Neither those of this stream nor those that the weights were adapted on before."""
     (own,) = (run.parents[2] / "cache" / "physics").iterdir()
