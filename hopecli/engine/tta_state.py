@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from hopecli.engine.adapt import Adapter, AdapterState
-from hopecli.errors import CheckpointError, written
+from hopecli.engine.saved_state import read_saved
+from hopecli.engine.tta_job import StreamRecord
+from hopecli.errors import CheckpointError, accessed, written
 from hopecli.models.convlstm import LSTMState
 from hopecli.models.hope.memory import MemoryWeights
 from hopecli.models.hope.predictor import HopeMemory
@@ -20,6 +23,25 @@ from hopecli.models.hope.update import Write
 from hopecli.models.protocol import Memory
 
 STATE_FILE = "stream.pt"
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What the file holds of an adapter, as a dict of these fields."""
+
+    weights: list[Tensor]
+    buffers: list[Tensor]
+    optimizer: dict[str, Any]
+    memory: list[Any] | None
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What the file holds, as a dict of these fields."""
+
+    identity: dict[str, Any]
+    adapters: dict[str, SavedAdapter]
+    record: StreamRecord
 
 
 def pack_memory(memory: Memory) -> list[Any] | None:
@@ -89,17 +111,22 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state of an interrupted stream; CheckpointError when there is none or it cannot be read."""
+def read_state(folder: Path, adapters: Collection[str] = ("adapted",)) -> dict[str, Any]:
+    """The state of an interrupted stream, with the fields of StreamState and these adapters in it.
+
+    Raises CheckpointError when there is none, it cannot be read or it holds something else.
+    """
     file = folder / STATE_FILE
-    if not file.is_file():
+    with accessed(file, kind=CheckpointError):
+        found = file.is_file()
+    if not found:
         raise CheckpointError(
             "no interrupted stream to go on with", where="--resume", value=str(folder), fix="run without --resume"
         )
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", where=str(file), fix="delete it and run without --resume"
-        ) from error
+    fix = "delete it and run without --resume"
+    state = read_saved(file, StreamState, fix=fix)
+    missing = sorted(set(adapters) - state["adapters"].keys())
+    if missing:
+        what = f"{STATE_FILE} does not hold what it should: {STATE_FILE}.adapters.{missing[0]} is missing"
+        raise CheckpointError(what, where=str(folder), fix=fix)
     return state
