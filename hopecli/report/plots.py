@@ -7,7 +7,7 @@ from typing import Any
 
 from hopecli.engine.results import EvalResults
 from hopecli.report.console import counted
-from hopecli.report.files import replacing
+from hopecli.report.files import ESCAPED, replacing
 from hopecli.report.tables import ROW_TITLES
 
 
@@ -22,7 +22,14 @@ def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG atomically."""
+    """Write a PNG atomically; texts are drawn as they are."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names of folders and clips may hold anything
+        text.set_parse_math(False)  # a $ would start a formula
+        shown = text.get_text().encode("utf-8", ESCAPED).decode()
+        if shown != text.get_text():  # bytes that are no UTF-8 have no glyph
+            text.set_text(shown)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
