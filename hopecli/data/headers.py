@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,6 +48,10 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
     """The header of a .npy file, checked against the file's size; ClipProblem when it cannot be used."""
     name = path.name
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe waits for a writer, maybe for ever
+            fix = "replace it by a file written with numpy.save"
+            raise ClipProblem("unreadable", f"{name} is a pipe or device, not a file", clip=clip, fix=fix)
         with open(path, "rb") as file:
             start = file.read(12)
             length = 10 + int.from_bytes(start[8:10], "little")
