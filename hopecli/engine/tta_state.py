@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,8 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_state(folder: Path, adapters: Collection[str] = ("adapted",)) -> dict[str, Any]:
-    """The state of an interrupted stream, with the fields of StreamState and these adapters in it.
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of an interrupted stream, with the fields of StreamState and an adapter for each that its stream had.
 
     Raises CheckpointError when there is none, it cannot be read or it holds something else.
     """
@@ -125,7 +125,8 @@ def read_state(folder: Path, adapters: Collection[str] = ("adapted",)) -> dict[s
         )
     fix = "delete it and run without --resume"
     state = read_saved(file, StreamState, fix=fix)
-    missing = sorted(set(adapters) - state["adapters"].keys())
+    baselines = str(state["identity"].get("baselines", "")).split(",")
+    missing = sorted({"adapted", *(name for name in baselines if name == "periodic_reset")} - state["adapters"].keys())
     if missing:
         what = f"{STATE_FILE} does not hold what it should: {STATE_FILE}.adapters.{missing[0]} is missing"
         raise CheckpointError(what, where=str(folder), fix=fix)
