@@ -23,10 +23,10 @@ from hopecli.cli.common import (
     override,
     runs_folder,
     start_runtime,
-    started,
     with_data_folder,
 )
-from hopecli.errors import CheckpointError, SettingsError, accessed, written
+from hopecli.cli.resume import find_run
+from hopecli.errors import CheckpointError, SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -42,10 +42,11 @@ SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
 
 @dataclass(frozen=True)
 class Request:
-    """Resolved settings and, when resuming, the run directory to go on with."""
+    """Resolved settings and, when resuming, the run directory to go on with and the checkpoint to start from."""
 
     resolved: Resolved
     resume: Path | None
+    checkpoint: Path | None
     json: bool
 
 
@@ -60,7 +61,9 @@ def train_command(
     precision: PrecisionOption = None,
     seed: Annotated[int | None, typer.Option("--seed", help="training.seed.")] = None,
     wandb: Annotated[str | None, typer.Option("--wandb", help="auto, online, offline or disabled.")] = None,
-    resume: Annotated[str | None, typer.Option("--resume", help="Run directory to go on with, or 'last'.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Run (or checkpoint) directory to go on with, or 'last'.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Sizes, memory and one pass; writes no files.")] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the settings as YAML (--json: JSON) and exit.")
@@ -111,7 +114,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
             raise SettingsError("no preset is given", where="hope train", fix=fix)
         resolved = load_preset(preset, overrides)
-        return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, json)
+        return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, None, json)
     if preset is not None:
         raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
     allowed = ("data.source", "data.data_dir", "data.workers", *LEAVING_OUT, "training.device", "logging.")
@@ -120,32 +123,14 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
             raise SettingsError(
                 "cannot change in a resumed run", where=text.split("=")[0], fix="start a new run, or leave it out"
             )
-    run_dir = _find_run(resume, overrides)
+    run_dir, source = find_run(resume, overrides)
     from hopecli.engine.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(str(run_dir))
+    checkpoint = load_checkpoint(str(source))
     name = str(checkpoint.info.get("preset", run_dir.parent.name))
     resolved = load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}")
     settings = with_data_folder(resolved.settings, recorded=not gives_clips(overrides))
-    return Request(replace(resolved, settings=settings), run_dir, json)
-
-
-def _find_run(given: str, overrides: list[str]) -> Path:
-    from hopecli.config.load import load_tree
-
-    if given != "last":
-        run_dir = Path(given)
-        with accessed(run_dir, kind=CheckpointError):
-            is_run = (run_dir / "config.yaml").is_file()
-        if not is_run:
-            raise CheckpointError("not a run directory", where="--resume", value=given, fix="give a run's folder")
-        return run_dir
-    where = [text for text in overrides if text.startswith("logging")]
-    folder = runs_folder(load_tree({}, where, name="--resume", origin="default").settings)
-    runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
-    if not runs:
-        raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")
-    return max((p.parent for p in runs), key=lambda p: started(p.name))
+    return Request(replace(resolved, settings=settings), run_dir, source, json)
 
 
 def build(request: Request, runtime: Runtime) -> TrainJob:
@@ -182,7 +167,8 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     )
     resumed, skipped, first_step = None, {}, 0
     if request.resume is not None:
-        checkpoint = load_checkpoint(str(request.resume))
+        assert request.checkpoint is not None
+        checkpoint = load_checkpoint(str(request.checkpoint))
         before = read_split(request.resume / "split.json")
         if checkpoint.info.get("split") not in (before.hash, split.hash) or not split.same_clips(before):
             raise CheckpointError(
@@ -192,7 +178,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
                 fix="give the original folder with --data-dir",
             )
         load_into(model, checkpoint)
-        resumed = load_trainer(find_weights(str(request.resume))[0].parent)
+        resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         skipped = {name: reason for name, reason in before.skipped.items() if name not in split.skipped}
     name = request.resolved.name
@@ -224,6 +210,7 @@ def open_sinks(
     from hopecli.engine.sink import Fanout, NullSink
     from hopecli.report.console import ConsoleSink
     from hopecli.report.files import MetricsFile, write_json, write_text
+    from hopecli.report.lock import RunLock
 
     if not runtime.is_main:
         return NullSink()
@@ -233,9 +220,10 @@ def open_sinks(
         if request.resume is None:
             write_text(run_dir / "config.yaml", to_yaml(settings))
             write_text(run_dir / "split.json", split.to_json())
+        lock = RunLock(run_dir)
         write_json(run_dir / name, environment_facts(runtime))
         console = ConsoleSink(run_dir / "train.log")
-        sinks: list[Sink] = [console, MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step)]
+        sinks: list[Sink] = [console, MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step), lock]
     console.message(f"run directory: {run_dir}")
     console.message(reason)
     if mode != "disabled":

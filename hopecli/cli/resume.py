@@ -1,0 +1,38 @@
+"""Which run, and which checkpoint of it, `hope train --resume` goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hopecli.cli.common import runs_folder, started
+from hopecli.errors import CheckpointError, accessed
+
+
+def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
+    """The run directory and the checkpoint to go on from: a run's newest, a checkpoint directory of a run, or 'last',
+    the run that was started last where `overrides` put runs."""
+    if given == "last":
+        run_dir = _newest(overrides)
+        return run_dir, run_dir
+    path = Path(given)
+    with accessed(path, kind=CheckpointError):
+        if (path / "config.yaml").is_file():
+            return path, path
+        run_dir = path.absolute().parent.parent
+        if (path / "trainer.pt").is_file() and (run_dir / "config.yaml").is_file():
+            return run_dir, path
+    raise CheckpointError(
+        "not a run directory", where="--resume", value=given, fix="give a run's folder, or one of its checkpoints"
+    )
+
+
+def _newest(overrides: Sequence[str]) -> Path:
+    from hopecli.config.load import load_tree
+
+    where = [text for text in overrides if text.startswith("logging")]
+    folder = runs_folder(load_tree({}, where, name="--resume", origin="default").settings)
+    runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
+    if not runs:
+        raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")
+    return max((p.parent for p in runs), key=lambda p: started(p.name))
