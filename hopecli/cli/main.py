@@ -70,6 +70,7 @@ app.command("presets")(presets_command)
 def entry_point() -> NoReturn:
     """`hope` as a process: main(), after which Ctrl-C can neither change the exit code nor print a traceback."""
     _wait_briefly()
+    _say_what_ends_us()
     atexit.register(_ignore_interrupts)  # registered first, so called last
     try:
         try:
@@ -90,6 +91,27 @@ def _wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def _say_what_ends_us() -> None:
+    """One line before SIGTERM or SIGHUP ends the process as it would anyway; training and new clips handle them better.
+
+    An exception instead would get lost while modules are imported. Under torchrun nothing may delay the end: a process
+    that waits for another runs no handlers.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(Exception):  # the signal may have come in the middle of another line
+            print(f"stopped: {signal.Signals(number).name}; only complete files are kept", file=sys.stderr, flush=True)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if "LOCAL_RANK" in os.environ:
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores it, and so do we
+            signal.signal(number, on_signal)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,3 +83,29 @@ def test_under_nohup_new_clips_are_written(tmp_path: Path) -> None:
     code, _, err = stop([*CLIPS, "100"], tmp_path, some(tmp_path, "clip_*"), ignored=True)
     assert code == 0, err
     assert len(list((tmp_path / "clips").glob("clip_*"))) == 100
+
+
+BEFORE_TRAINING = """
+import os, signal
+from hopecli.cli import train
+from hopecli.cli.main import entry_point
+train.run = lambda job: os.kill(os.getpid(), signal.{name})
+entry_point()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_before_the_first_step_it_is_one_line(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_TRAINING.format(name=name), *TRAIN],
+        cwd=tmp_path,
+        env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    assert done.returncode == -getattr(signal, name), done.stderr  # as for any process: 128 + the number in a shell
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == f"stopped: {name}; only complete files are kept"
