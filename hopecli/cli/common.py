@@ -119,8 +119,10 @@ def _check_launch() -> None:
         if value is not None and not value.strip().lstrip("-").isdecimal():
             raise SettingsError("must be a whole number", where=name, value=value, fix=fix)
     missing = [name for name in variables if not os.environ.get(name)]
-    if missing and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingsError(f"is set without {', '.join(missing)}", where="WORLD_SIZE", fix=fix)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if missing and (several or int(os.environ.get("LOCAL_RANK", "-1")) >= 0):
+        where = "WORLD_SIZE" if several else "LOCAL_RANK"
+        raise SettingsError(f"is set without {', '.join(missing)}", where=where, fix=fix)
 
 
 def environment_facts(runtime: Runtime) -> dict[str, Any]:

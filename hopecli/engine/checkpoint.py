@@ -26,7 +26,7 @@ from hopecli.engine.saved_state import misfit, read_saved, too_deep
 from hopecli.errors import THEN_RESUME, CheckpointError, accessed, written
 
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
-OTHER_CHECKPOINT = "use another checkpoint: copy a folder checkpoints/epoch_* over checkpoints/last"
+OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
 _FORMAT = "hopecli-1"
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 # Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.

@@ -195,3 +195,13 @@ def test_a_split_that_holds_something_else(
     refused(resume(run, runs), "split.json: not a readable split.json: ", words)
     outcome = hope(["eval", "--ckpt", str(run)], run.parent, HOPE_CACHE_DIR=str(runs["narrow"].parents[2] / "cache"))
     refused(outcome, "split.json: not a readable split.json: ", words)
+
+
+@pytest.mark.parametrize("command", [["eval", "--ckpt"], ["train", "--resume"]])
+def test_settings_that_are_not_valid(command: list[str], run: Path, runs: dict[str, Path]) -> None:
+    with safe_open(run / "checkpoints/last/model.safetensors", "pt") as archive:
+        settings = json.loads(archive.metadata()["settings"])
+    settings["optimizer"]["lr"] = "fast"
+    put_metadata(run, settings=json.dumps(settings))
+    outcome = hope([*command, str(run)], run.parent, HOPE_CACHE_DIR=str(runs["narrow"].parents[2] / "cache"))
+    refused(outcome, "its settings are not valid", "optimizer.lr")

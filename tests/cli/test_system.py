@@ -78,6 +78,7 @@ def test_too_little_memory_for_the_model(tmp_path: Path) -> None:
     ("extra", "words"),
     [
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: must be a whole number (got 'abc')"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK: is set without WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE: is set without MASTER_ADDR, MASTER_PORT"),
     ],
 )
