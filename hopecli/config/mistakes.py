@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 def field_problems(item: Any, path: Path) -> list[Problem]:
     """A pydantic error in our words; an unknown section gives one for each of its keys."""
     key = dotted(path)
-    kind, message, value = item["type"], item["msg"], item.get("input")
+    kind, message, value = item["type"], item["msg"].removeprefix("Value error, "), item.get("input")
     if kind == "extra_forbidden":
         if path[-1] in valid_keys():
             return [Problem(key, value, "dotted keys are for the command line; in a file write sections")]

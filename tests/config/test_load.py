@@ -196,6 +196,11 @@ def test_malformed_preset_files(text: str, match: str, tmp_path: Path) -> None:
         load_preset(preset_file(tmp_path, "bad", text))
 
 
+def test_a_nul_in_a_name_is_a_mistake_like_others() -> None:
+    with pytest.raises(SettingsError, match=r"data\.feature_map = .*: holds a NUL character \("):
+        load_preset("quickstart", ['data.feature_map="a\\0b"'])
+
+
 def test_unknown_preset_shows_the_nearest_name() -> None:
     with pytest.raises(SettingsError, match=r"'quikstart'.*Did you mean quickstart"):
         find_preset("quikstart")
