@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hopecli.errors import StoppedError, written
@@ -29,7 +30,9 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
         write_files(trained, job, record, results, facts)
         say(f"results: {folder}")
     finally:
-        show(results, tta_tables, json=json)
+        # Ctrl-C ends `| tee` too: a stdout lost with it does not change that the stream was stopped and can go on.
+        with nullcontext() if results.complete else suppress(OSError, SystemExit):
+            show(results, tta_tables, json=json)
     if not results.complete:
         raise StoppedError(f"{stopped}; the results so far are written", where=str(folder), fix=fix)
     (folder / STATE_FILE).unlink(missing_ok=True)

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.runner import ROOT, TINY, environment, only_run
+from tests.cli.runner import ROOT, TINY, environment, hope, only_run
 from tests.cli.test_resume import wait_for_steps
 from tests.cli.test_system import HOPE, in_shell
 
@@ -74,3 +75,32 @@ def test_ctrl_c_that_ends_the_reader_first_still_saves(tmp_path: Path) -> None:
     steps = [line for line in log_lines(tmp_path) if line.startswith("step ")]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == len([record for record in records if record["type"] == "train"])
+
+
+def test_ctrl_c_of_a_stream_that_ends_the_reader_first(tmp_path: Path) -> None:
+    """The same for `hope tta ... 2>&1 | tee log`, whose table has nowhere to go."""
+    assert hope([*TRAIN, "training.epochs=1"], tmp_path).code == 0
+    run = only_run(tmp_path)
+    stream = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=60", "adaptation.steps=1"]
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", *stream, "adaptation.orders=50", "--name", "part"]
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(
+        [*HOPE, *command, "adaptation.save_every=1"],
+        cwd=tmp_path,
+        env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    os.close(theirs)
+    try:
+        for _ in range(1200):
+            if (run / "tta/part/stream.pt").exists():
+                break
+            time.sleep(0.05)
+        os.close(ours)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 75
+    finally:
+        process.kill()
+    assert json.loads((run / "tta/part/results.json").read_text())["complete"] is False
