@@ -16,7 +16,7 @@ from tests.cli.runner import ROOT, TINY, environment, only_run
 from tests.cli.test_resume import wait_for_steps
 from tests.cli.test_system import HOPE
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP")]
 
 TRAIN = ["train", "-p", "quickstart", "--device", "cpu", "--json", *TINY, "logging.log_every=1"]
 CLIPS = ["make-clips", "clips", "--grid", "8", "--dim", "256", "--clips"]

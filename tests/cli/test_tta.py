@@ -222,8 +222,8 @@ def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:
 
 def test_a_killed_stream_goes_on(run: Path) -> None:
     """By SIGKILL, which leaves no time to save: the state of a few clips before is on disk."""
-    many = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=60", "data.physics.seed=2", *FAST]
-    many += ["adaptation.orders=3", "logging.log_every=1", "adaptation.save_every=4"]
+    many = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=30", "data.physics.seed=2", *FAST]
+    many += ["adaptation.orders=2", "logging.log_every=1", "adaptation.save_every=4"]
     whole = adapt(run, *many, "--name", "not_killed")
     assert not (run / "tta/not_killed/stream.pt").exists()
     process = subprocess.Popen(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hopecli.data.headers import ClipProblem, read_header
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY
-from tests.cli.test_system import in_shell
+from tests.cli.runner import TINY, hope
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 
@@ -19,17 +20,25 @@ ACTIONS, FEATURES = "actions_states/actions.npy", "feature_maps/vjepa2_vitl16.np
 
 
 @pytest.fixture(params=[ACTIONS, FEATURES])
-def pipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A named pipe among the files of otherwise sound clips."""
+def pipe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A named pipe among the files of otherwise sound clips; who opens it waits for ever, here until an alarm."""
     make_clips(tmp_path / "clips", clips=20, grid=2, dim=8, domain="base", seed=0)
     path = tmp_path / "clips" / "clip_00003" / str(request.param)
     path.unlink()
     os.mkfifo(path)
-    return path
+
+    def late(*_: object) -> None:
+        raise AssertionError("it waits for the pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(100)
+    yield path
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def test_inspect_data(pipe: Path, tmp_path: Path) -> None:
-    outcome = in_shell('exec "$@"', tmp_path, "inspect-data", "clips", "--deep", "--json")
+    outcome = hope(["inspect-data", "clips", "--deep", "--json"], tmp_path)
     assert outcome.code == 3, outcome.err
     (found,) = [finding for finding in json.loads(outcome.out)["findings"] if finding["severity"] == "error"]
     assert (found["code"], found["clips"]) == ("unreadable", ["clip_00003"])
@@ -38,12 +47,10 @@ def test_inspect_data(pipe: Path, tmp_path: Path) -> None:
 
 def test_train(pipe: Path, tmp_path: Path) -> None:
     command = ["train", "-p", "quickstart", "--device", "cpu", "--data-dir", "clips", *TINY]
-    outcome = in_shell('exec "$@"', tmp_path, *command)
+    outcome = hope(command, tmp_path)
     assert (outcome.code, outcome.out) == (3, "")
     assert f"{pipe.name} is a pipe or device, not a file" in outcome.err.splitlines()[-1]
-    outcome = in_shell(
-        'exec "$@"', tmp_path, *command, "data.on_error=skip", "data.max_skipped=0.1", "training.epochs=1"
-    )
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.1", "training.epochs=1"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert "1 clip skipped" in outcome.err
 
