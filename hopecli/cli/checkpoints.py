@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.common import data_overrides, gives_clips, override, runs_folder, with_data_folder
+from hopecli.cli.resume import newest_run
 from hopecli.errors import CheckpointError, DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
@@ -60,13 +61,16 @@ class ChosenClips:
 
 
 def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None) -> Trained:
-    """Load a checkpoint under the evaluation, adaptation and logging sections of `preset` and the overrides."""
+    """Load a checkpoint, or 'last' run's, under `preset`'s evaluation, adaptation and logging and the overrides."""
     from hopecli.config.explain import to_tree
     from hopecli.config.load import load_tree, merge, overridden, section_tree
     from hopecli.engine.checkpoint import load_checkpoint, load_into
     from hopecli.models.build import build_model
     from hopecli.report.console import say
 
+    if ckpt == "last" and not Path(ckpt).exists():
+        ckpt = str(newest_run(overrides))
+        say(f"checkpoint: {ckpt}")
     checkpoint = load_checkpoint(ckpt)
     try:
         trained_under = load_tree(checkpoint.settings, name="checkpoint", origin="checkpoint").settings

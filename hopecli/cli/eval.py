@@ -40,7 +40,7 @@ class Evaluation:
 def eval_command(
     overrides: OtherOverrides = None,
     ckpt: Annotated[
-        str, typer.Option("--ckpt", "-c", help="Run directory, checkpoint directory or .safetensors file.")
+        str, typer.Option("--ckpt", "-c", help="Run or checkpoint directory, .safetensors file, or 'last'.")
     ] = "",
     data_dir: OtherDataDir = None,
     preset: Annotated[

@@ -1,4 +1,4 @@
-"""Which run, and which checkpoint of it, `hope train --resume` goes on with."""
+"""Which run 'last' is, and which checkpoint of a run `hope train --resume` goes on with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
     """The run directory and the checkpoint to go on from: a run's newest, a checkpoint directory of a run, or 'last',
     the run that was started last where `overrides` put runs."""
     if given == "last":
-        run_dir = _newest(overrides)
+        run_dir = newest_run(overrides)
         return run_dir, run_dir
     path = Path(given)
     with accessed(path, kind=CheckpointError):
@@ -27,11 +27,12 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
     )
 
 
-def _newest(overrides: Sequence[str]) -> Path:
+def newest_run(overrides: Sequence[str]) -> Path:
+    """The run with a checkpoint that was started last where `overrides` put runs; CheckpointError without one."""
     from hopecli.config.load import load_tree
 
     where = [text for text in overrides if text.startswith("logging")]
-    folder = runs_folder(load_tree({}, where, name="--resume", origin="default").settings)
+    folder = runs_folder(load_tree({}, where, name="last", origin="default").settings)
     runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
     if not runs:
         raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")

@@ -53,7 +53,7 @@ class Request:
 def tta_command(
     overrides: OtherOverrides = None,
     ckpt: Annotated[
-        str, typer.Option("--ckpt", "-c", help="Run directory, checkpoint directory or .safetensors file.")
+        str, typer.Option("--ckpt", "-c", help="Run or checkpoint directory, .safetensors file, or 'last'.")
     ] = "",
     data_dir: OtherDataDir = None,
     source_data_dir: Annotated[

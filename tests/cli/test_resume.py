@@ -164,6 +164,16 @@ def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
     shutil.copytree(newest, newest.with_name("2999-01-01_00-00-00"))
     outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
     assert Path(json.loads(outcome.out)["run_dir"]).name == "2999-01-01_00-00-00-10"
+    for command in (["eval"], ["tta", "--preset", "quickstart_tta"]):
+        outcome = hope([*command, "--ckpt", "last", "--device", "cpu"], tmp_path)
+        assert outcome.code == 0, outcome.err
+        assert "2999-01-01_00-00-00-10" in outcome.err.splitlines()[0]
+
+
+def test_ckpt_last_without_a_run(tmp_path: Path) -> None:
+    outcome = hope(["eval", "--ckpt", "last"], tmp_path)
+    assert outcome.code == 4
+    assert one_line(outcome) == "error: runs: no run with a checkpoint. Train one, or give its directory"
 
 
 @pytest.mark.parametrize(
