@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hopecli.cli.common import data_overrides, gives_clips, override, runs_folder, with_data_folder
+from hopecli.cli.common import data_overrides, gives_clips, override, with_data_folder
 from hopecli.cli.resume import newest_run
 from hopecli.errors import CheckpointError, DataError, HopeError, SettingsError
 
@@ -78,7 +78,7 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
         raise CheckpointError(f"its settings are not valid: {error}", where=str(checkpoint.path)) from error
     tree: dict[str, Any] = checkpoint.settings
     if preset is not None:
-        tree = merge(tree, section_tree(preset, PRESET_SECTIONS)[0])
+        tree = merge(tree, section_tree(preset, PRESET_SECTIONS))
     flags = list(data_overrides(data_dir))
     asked = overridden(overrides)
     if data_dir is None and asked.get("data.source") == "physics":  # a recorded folder has no part in built-in clips
@@ -110,9 +110,11 @@ def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:
     o = trained_under.objective
     if not 1 < frames < trained_under.data.num_timesteps:
         return trained_under
+    context = min(o.context_frames, frames - 1)
     windows = {
         "T_teacher": min(o.T_teacher, frames - 1),
-        "T_rollout": max(1, min(o.T_rollout, frames - o.context_frames)),
+        "T_rollout": min(o.T_rollout, frames - context),
+        "context_frames": context,
         "curriculum": (),
     }
     return trained_under.model_copy(update={"objective": o.model_copy(update=windows)})
@@ -148,7 +150,7 @@ def open_store(settings: Settings, runtime: Runtime, say: Callable[[str], None])
         clips_folder(settings.data, say)
     runtime.barrier()
     folder = clips_folder(settings.data, say)
-    return ClipStore(folder, settings.data, use_extrinsics=getattr(settings.model, "use_extrinsics", False))
+    return ClipStore(folder, settings.data, use_extrinsics=settings.use_extrinsics)
 
 
 def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None:
@@ -166,7 +168,7 @@ def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None
         store = ClipStore(
             clips_folder(trained.trained_under.data, say),
             trained.trained_under.data,
-            use_extrinsics=getattr(trained.trained_under.model, "use_extrinsics", False),
+            use_extrinsics=trained.trained_under.use_extrinsics,
         )
         split = make_split(store)
     except HopeError:
@@ -277,23 +279,3 @@ def recognised(readings: Sequence[ClipStore], names: Sequence[str], marks: set[s
 
 def _label(data: DataSettings, folder: Path) -> str:
     return f"physics_{data.physics.domain}" if data.source == "physics" else folder.resolve().name or "clips"
-
-
-def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
-    """Say so when a folder holds results that are about to be written again."""
-    if (folder / "results.json").is_file():
-        say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
-
-
-def results_folder(trained: Trained, kind: str, name: str) -> Path:
-    """RUN/<kind>/<name>; RUN/tta/<stream>/<kind>/<name> for weights that were adapted there; or for a file on its own
-    <runs>/<kind>/<file stem>/<name>."""
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    if not name.strip("."):
-        raise SettingsError("is not a folder's name", where="--name", value=name, fix="use letters and digits")
-    run_dir, file = trained.checkpoint.run_dir, trained.checkpoint.path
-    if run_dir is not None and file.resolve().is_relative_to(run_dir.resolve() / "tta"):
-        return file.parent / kind / name
-    if run_dir is not None:
-        return run_dir / kind / name
-    return runs_folder(trained.settings) / kind / trained.checkpoint.path.stem / name

@@ -96,7 +96,7 @@ def runs_folder(settings: Settings | None = None) -> Path:
 
 def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtime:
     """Resolve device and precision, show the banner on the main process, start the Accelerator."""
-    _check_launch()
+    check_launch()
     import torch
 
     from hopecli.engine.runtime import start
@@ -110,7 +110,7 @@ def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtim
     return runtime
 
 
-def _check_launch() -> None:
+def check_launch() -> None:
     """SettingsError when the variables of torchrun are half there: its libraries would fail on them one by one."""
     variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     fix = "start with torchrun --nproc_per_node N -m hopecli.cli.main ..., or unset WORLD_SIZE, RANK and LOCAL_RANK"

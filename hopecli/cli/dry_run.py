@@ -76,24 +76,24 @@ def _batch(s: Settings, clips: int) -> tuple[ClipBatch, int | None, int | None, 
     from hopecli.data.loader import collate, require_all
     from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, split_ids
-    from hopecli.data.store import ClipStore
+    from hopecli.data.store import ClipStore, clip_names, select_ids
     from hopecli.engine.dry_run import random_batch
 
-    use_extrinsics = getattr(s.model, "use_extrinsics", False)
     if s.data.source == "physics":  # a few clips in a temporary folder instead of filling the cache
         from hopecli.data.make_clips import make_clips
 
+        selected = select_ids(range(s.data.physics.clips), s.data, where="the built-in clips")
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "clips"
             p, grid, dim = s.data.physics, s.data.grid, s.data.embed_dim
             make_clips(made, clips=clips, grid=grid, dim=dim, domain=p.domain, seed=p.seed, dtype=p.dtype)
-            store = ClipStore(made, s.data, use_extrinsics=use_extrinsics)
-            batch = require_all(collate([store.read(name) for name in store.select().values()]))
-        train, held_out = split_ids(range(p.clips), s.data.val_split)
+            store = ClipStore(made, s.data, use_extrinsics=s.use_extrinsics)
+            batch = require_all(collate([store.read(name) for name in clip_names(made).values()]))
+        train, held_out = split_ids(selected, s.data.val_split)
         return batch, len(train), len(held_out), "built-in clips"
     if s.data.data_dir is None:
         return random_batch(s, clips), None, None, "random numbers (no --data-dir given)"
-    store = ClipStore(clips_folder(s.data, lambda text: None), s.data, use_extrinsics=use_extrinsics)
+    store = ClipStore(clips_folder(s.data, lambda text: None), s.data, use_extrinsics=s.use_extrinsics)
     split = make_split(store)
     batch = require_all(collate([store.read(name) for name in split.train[:clips]]))
     return batch, len(split.train), len(split.held_out), str(store.folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopecli.cli.checkpoints import Trained, announce_replacing, held_out_or_all, load_trained, results_folder
+from hopecli.cli.checkpoints import Trained, held_out_or_all, load_trained
 from hopecli.cli.common import (
     DeviceOption,
     JsonOption,
@@ -20,6 +20,7 @@ from hopecli.cli.common import (
     override,
     start_runtime,
 )
+from hopecli.cli.results_folder import announce_replacing, results_folder
 from hopecli.errors import SettingsError, written
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from hopecli.cli.common import (
     JsonOption,
     Overrides,
     PrecisionOption,
+    check_launch,
     complete_presets,
     data_overrides,
     expanded,
@@ -46,6 +47,7 @@ def hw_info_command(
     if not bench and (preset or data_dir or overrides):
         raise SettingsError("has no effect without --bench", where="hope hw-info", fix="add --bench")
     preset = preset or "quickstart"
+    check_launch()
     resolved = resolve_settings(preset, [*(overrides or []), *data_overrides(data_dir)]) if bench else None
     machine = look(device or "auto", precision or "auto")
     if not json:

@@ -114,7 +114,7 @@ def training_presets() -> dict[str, Settings | HopeError]:
     found: dict[str, Settings | HopeError] = {}
     for name, path in list_presets().items():
         try:
-            if section_tree(str(path), ["model"])[0]:
+            if section_tree(str(path), ["model"]):
                 found[name] = load_preset(str(path)).settings
         except HopeError as error:
             found[name] = error
@@ -191,7 +191,7 @@ def unfit(preset: Settings, survey: Survey) -> str | None:
         return f"its predictor needs a square grid of patches, not {g.grid or g.patches}"
     if g.frames < 2:
         return "clips of one frame have no transition to learn"
-    if getattr(preset.model, "use_extrinsics", False) and survey.extrinsics < survey.clips:
+    if preset.use_extrinsics and survey.extrinsics < survey.clips:
         return "it needs extrinsics.npy in every clip"
     return None
 

@@ -154,7 +154,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         clips_folder(settings.data, say)
     runtime.barrier()
     folder = clips_folder(settings.data, say)
-    store = ClipStore(folder, settings.data, use_extrinsics=getattr(settings.model, "use_extrinsics", False))
+    store = ClipStore(folder, settings.data, use_extrinsics=settings.use_extrinsics)
     split = make_split(store)
     steps_per_epoch(settings, len(split.train), runtime.world)
     if runtime.is_main and split.skipped:

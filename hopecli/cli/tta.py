@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopecli.cli.checkpoints import (
-    ChosenClips,
-    Trained,
-    announce_replacing,
-    held_out_or_all,
-    load_trained,
-    results_folder,
-)
+from hopecli.cli.checkpoints import ChosenClips, Trained, held_out_or_all, load_trained
 from hopecli.cli.common import (
     DeviceOption,
     JsonOption,
     OtherDataDir,
     OtherOverrides,
     PrecisionOption,
+    check_launch,
     complete_presets,
     override,
     start_runtime,
 )
+from hopecli.cli.results_folder import announce_replacing, results_folder
 from hopecli.cli.tta_report import report
 from hopecli.cli.tta_source import Source, find_source
 from hopecli.errors import SettingsError
@@ -83,6 +78,7 @@ def tta_command(
     """
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope tta", fix="add --ckpt RUN")
+    check_launch()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         raise SettingsError(
@@ -97,13 +93,16 @@ def tta_command(
     chosen_baselines = list(dict.fromkeys(["frozen", *(text.strip() for text in baselines.split(",") if text.strip())]))
     request = Request(source_data_dir, name, chosen_baselines, resume, preset)
     runtime = choose_runtime(trained, device)
+    from hopecli.report.lock import stream_lock
+
     job, facts = build(trained, request, runtime)
-    try:
-        record = run(job)
-    finally:
-        job.sink.close()
-        runtime.close()
-    report(trained, job, record, facts, json=json)
+    with stream_lock(job.folder):
+        try:
+            record = run(job)
+        finally:
+            job.sink.close()
+            runtime.close()
+        report(trained, job, record, facts, json=json)
 
 
 def choose_runtime(trained: Trained, device: str | None) -> Runtime:
@@ -125,6 +124,7 @@ def choose_runtime(trained: Trained, device: str | None) -> Runtime:
 
 def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob, StreamFacts]:
     """Stream, source clips, sinks and what identifies the stream."""
+    from hopecli.config.files import find_preset
     from hopecli.data.fingerprint import fingerprints
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
@@ -138,7 +138,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     chosen = held_out_or_all(trained, runtime, s.evaluation.clips, say)
     marks = fingerprints(chosen.store, chosen.names)
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
-    stem = "" if request.preset is None else f"{Path(request.preset).stem}_"
+    stem = "" if request.preset is None else f"{find_preset(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
     a = s.adaptation
@@ -159,7 +159,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         folder=folder,
         source=None if source is None else (source.store, source.names),
         baselines=request.baselines,
-        identity=identity(trained, request, runtime, chosen, source),
+        identity=identity(trained, request, runtime, chosen, marks, source),
         resume=request.resume,
     )
     facts = StreamFacts(
@@ -176,11 +176,20 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
 
 
 def identity(
-    trained: Trained, request: Request, runtime: Runtime, chosen: ChosenClips, source: Source | None
+    trained: Trained,
+    request: Request,
+    runtime: Runtime,
+    chosen: ChosenClips,
+    marks: Mapping[str, str],
+    source: Source | None,
 ) -> dict[str, Any]:
-    """What two commands must share for one to go on with the other's stream: all that a score depends on."""
+    """What two commands must share for one to go on with the other's stream: all that a score depends on.
+
+    `marks`: the fingerprints of the stream's clips.
+    """
     import hashlib
 
+    from hopecli.data.fingerprint import fingerprints
     from hopecli.engine.tta_job import reading
 
     with open(trained.checkpoint.path, "rb") as file:
@@ -188,6 +197,7 @@ def identity(
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file.read())
         )
     s = trained.settings
+    source_marks = {} if source is None else fingerprints(source.store, source.names)
     return {
         **{f"adaptation.{key}": v for key, v in s.adaptation.model_dump(mode="json", exclude={"save_every"}).items()},
         **{f"data.{key}": value for key, value in reading(s).items()},
@@ -197,7 +207,9 @@ def identity(
         "precision": runtime.choice.precision,
         "checkpoint": weights,
         "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
+        "clips' content": _hash("\n".join(marks[name] for name in chosen.names).encode()),
         "source": "" if source is None else _hash("\n".join([str(source.store.folder), *source.names]).encode()),
+        "source clips' content": "" if source is None else _hash("\n".join(source_marks.values()).encode()),
         "baselines": ",".join(sorted(request.baselines)),
     }
 

@@ -36,7 +36,7 @@ def find_source(
     from hopecli.data.split import usable_clips
     from hopecli.data.store import ClipStore
 
-    extrinsics = getattr(trained.settings.model, "use_extrinsics", False)
+    extrinsics = trained.settings.use_extrinsics
     seen = streamed | trained.adapted_on
     if source_data_dir is not None:
         folder = expanded(source_data_dir, "--source-data-dir")

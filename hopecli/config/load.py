@@ -37,8 +37,9 @@ class Resolved:
 
 def load_preset(preset: str, overrides: Sequence[str] = (), *, where: str = "--preset") -> Resolved:
     """Read a preset (name or path, given by `where`) with everything it extends, apply overrides, validate."""
-    tree, origins = _read_chain(find_preset(preset, where=where), ())
-    return resolve(tree, overrides, name=Path(preset).stem, origins=origins)
+    path = find_preset(preset, where=where)
+    tree, origins = _read_chain(path, ())
+    return resolve(tree, overrides, name=path.stem, origins=origins)
 
 
 def load_tree(tree: Tree, overrides: Sequence[str] = (), *, name: str, origin: str) -> Resolved:
@@ -60,11 +61,11 @@ def resolve(tree: Tree, overrides: Sequence[str], *, name: str, origins: Origins
     return Resolved(settings, name, known)
 
 
-def section_tree(preset: str, sections: Sequence[str]) -> tuple[Tree, str]:
+def section_tree(preset: str, sections: Sequence[str]) -> Tree:
     """The named sections that a preset (with its parents) writes down, validated as part of the whole preset."""
     load_preset(preset)
     tree, _ = _read_chain(find_preset(preset), ())
-    return {key: tree[key] for key in sections if key in tree}, Path(preset).stem
+    return {key: tree[key] for key in sections if key in tree}
 
 
 def merge(base: Tree, change: Tree) -> Tree:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hopecli.config.schema import DataSettings
 from hopecli.data.clip import ClipBatch
 from hopecli.data.store import ClipStore, Sample
 from hopecli.errors import DataError
@@ -111,11 +112,17 @@ class InOrder(Sampler[list[int]]):
         return iter(self.batches)
 
 
+def reader_processes(settings: DataSettings) -> int:
+    """How many processes read: `data.workers`, but no more than the cores that this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(settings.workers, cores)
+
+
 def load_batches(
     store: ClipStore, names: Sequence[str], batches: Sampler[list[int]], *, pin_memory: bool
 ) -> Iterator[LoadedBatch]:
-    """Read batches with `data.workers` processes (at most the machine's cores), each holding at most one batch."""
-    workers = min(store.settings.workers, os.cpu_count() or 1)
+    """Read batches with `reader_processes` processes, each holding at most one batch."""
+    workers = reader_processes(store.settings)
     loader = DataLoader(
         _Clips(store, names),
         batch_sampler=batches,

@@ -71,6 +71,21 @@ def clip_names(folder: Path) -> dict[int, str]:
     return found
 
 
+def select_ids(ids: Iterable[int], settings: DataSettings, *, where: str) -> list[int]:
+    """Those of the ids with clip_start <= id < clip_end, ascending; DataError, naming `where`, when there are none."""
+    known = sorted(ids)
+    start, end = settings.clip_start, settings.clip_end
+    chosen = [i for i in known if (start is None or i >= start) and (end is None or i < end)]
+    if not chosen:
+        raise DataError(
+            f"no clip has an id in [{start}, {end})",
+            where=where,
+            value=f"ids {known[0]} to {known[-1]}",
+            fix="change data.clip_start or data.clip_end",
+        )
+    return chosen
+
+
 class ClipStore:
     """Reads clips of one folder under the data settings; holds paths only, so it is cheap to send to workers."""
 
@@ -79,21 +94,8 @@ class ClipStore:
 
     def select(self) -> dict[int, str]:
         """Clips with clip_start <= id < clip_end, ascending."""
-        s = self.settings
         names = clip_names(self.folder)
-        chosen = {
-            i: name
-            for i, name in names.items()
-            if (s.clip_start is None or i >= s.clip_start) and (s.clip_end is None or i < s.clip_end)
-        }
-        if not chosen:
-            raise DataError(
-                f"no clip has an id in [{s.clip_start}, {s.clip_end})",
-                where=str(self.folder),
-                value=f"ids {min(names)} to {max(names)}",
-                fix="change data.clip_start or data.clip_end",
-            )
-        return chosen
+        return {i: names[i] for i in select_ids(names, self.settings, where=str(self.folder))}
 
     def paths(self, name: str) -> tuple[Path, Path, Path, Path]:
         """Feature, action, state and extrinsics files of a clip; the last two are optional."""

@@ -12,7 +12,7 @@ import torch
 
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
-from hopecli.data.loader import EpochBatches, load_batches
+from hopecli.data.loader import EpochBatches, load_batches, reader_processes
 from hopecli.data.split import usable_clips
 from hopecli.data.store import ClipStore
 from hopecli.engine.bench_advice import Evidence, advise, command
@@ -71,7 +71,7 @@ def bench(
     loader = workers = None
     if data_dir is not None:
         say("reading clips")
-        loader, workers = loader_rate(settings, data_dir), min(settings.data.workers, usable_cores())
+        loader, workers = loader_rate(settings, data_dir), reader_processes(settings.data)
     side = MATMUL_SIDE[device.type]
     say("matrix products and memory")
     rates: dict[str, float] = {name: matmul_rate(DTYPES[name], device, side) for name in usable}
@@ -237,7 +237,7 @@ def _other_precisions(
 
 def loader_rate(settings: Settings, folder: Path) -> float:
     """Clips per second that the loader delivers from `folder` in training order, measured for up to five seconds."""
-    store = ClipStore(folder, settings.data, use_extrinsics=getattr(settings.model, "use_extrinsics", False))
+    store = ClipStore(folder, settings.data, use_extrinsics=settings.use_extrinsics)
     names = list(usable_clips(store)[0].values())
     size = min(settings.data.batch_size, len(names))
     sampler = EpochBatches(clips=len(names), global_batch=size, seed=0, epoch=0)

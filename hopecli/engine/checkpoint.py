@@ -30,6 +30,7 @@ OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/
 _FORMAT = "hopecli-1"
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 # Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
+_RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
 _NO_WEIGHTS = "no_weights"
 _WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have their own
 
@@ -179,7 +180,12 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
         raise CheckpointError(
             found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
         )
-    return file, next((p for p in file.resolve().parents if (p / "config.yaml").is_file()), None)
+    return file, next((p for p in file.resolve().parents if _is_run(p)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory, and not just any project with a config.yaml."""
+    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in _RUN_FILES)
 
 
 def load_checkpoint(given: str) -> Checkpoint:

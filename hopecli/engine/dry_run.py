@@ -17,11 +17,11 @@ from hopecli.models.protocol import PredictorModule
 
 @dataclass(frozen=True)
 class Pass:
-    """Measures of one forward and backward."""
+    """Measures of one forward and backward; no gradient norm for a model without parameters."""
 
     seconds: float
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     activation_bytes_per_clip: float | None
 
 
@@ -31,7 +31,7 @@ def random_batch(settings: Settings, clips: int) -> ClipBatch:
     steps = d.num_timesteps - 1
     rows = torch.randn(clips, steps, d.action_dim, generator=generator)
     features = torch.randn(clips, d.num_timesteps, d.grid * d.grid, d.embed_dim, generator=generator)
-    extrinsics = rows[..., 1:] if getattr(settings.model, "use_extrinsics", False) else None
+    extrinsics = rows[..., 1:] if settings.use_extrinsics else None
     return ClipBatch(features, rows, torch.zeros_like(rows), extrinsics, tuple(f"random_{i}" for i in range(clips)))
 
 
@@ -48,7 +48,7 @@ def forward_backward(model: PredictorModule, settings: Settings, clips: ClipBatc
     if total.requires_grad:
         total.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))) if gradients else 0.0
+    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))) if gradients else None
     loss = float(total.detach())
     seconds = time.perf_counter() - started
     peak = peak_memory(runtime.device)

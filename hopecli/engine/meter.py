@@ -39,7 +39,7 @@ class Meter:
         self.last_loss: float | None = None
 
     def restart_clock(self) -> None:
-        """Forget the time since the last flush (validation and saving are not training time)."""
+        """Forget the time since the last flush (validation, saving and diagnostics are not training time)."""
         self.started = time.perf_counter()
 
     def add(self, step: int, epoch: int, lr: float, tensors: StepTensors, data_seconds: float) -> None:

@@ -129,10 +129,6 @@ class EvalResults:
     seed: int | None = None
     bootstrap_samples: int | None = None
 
-    def row(self, name: str) -> EvalRow | None:
-        """The row of that name."""
-        return next((row for row in self.rows if row.name == name), None)
-
 
 @dataclass(frozen=True)
 class DryRun:
@@ -157,7 +153,7 @@ class DryRun:
     batch: int
     seconds: float
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     static_bytes: int
     activation_bytes_per_clip: float | None
     estimated_bytes: float | None
@@ -209,10 +205,6 @@ class Bench:
     reasons: tuple[str, ...]
     command: str
     seconds: float
-
-    def timing(self, name: str) -> Timing | None:
-        """The timing of that name."""
-        return next((timing for timing in self.timings if timing.name == name), None)
 
 
 def to_tree(result: Any) -> dict[str, Any]:

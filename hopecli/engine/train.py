@@ -60,6 +60,7 @@ def train(job: TrainJob) -> TrainSummary:
                 if s.logging.diagnostics_every and run.step % s.logging.diagnostics_every == 0:
                     run.log()  # first what came first: W&B drops records older than its newest
                     run.diagnose(batches[0])
+                    run.meter.restart_clock()
                 if run.step % job.steps_per_epoch and job.runtime.any(bool(stop)):
                     run.log()
                     run.save(epoch, keep=False, validation=None)

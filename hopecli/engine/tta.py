@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from hopecli.data.loader import collate
+from hopecli.data.split import check_skipped
 from hopecli.engine.adapt import Adapter, adapted_groups, all_finite, only_adapted, swapped
 from hopecli.engine.signals import stop_on_signal
 from hopecli.engine.tta_clip import StreamClip, make_plan, mean, memory_after, prepare, score
@@ -100,12 +101,12 @@ class _Stream:
             self._note_source(0, 0, r.source_before)
 
     def clip(self, order: int, name: str) -> None:
-        """Predict, score, then adapt on one clip; a clip that cannot be read or scored is counted and left out."""
+        """Predict, score, then adapt on one clip; one that cannot be scored is counted and left out."""
         job, plan, record = self.job, self.plan, self.record
         try:
             loaded = collate([job.clips.read(name)]).clips
         except DataError as error:
-            self._skip(name, str(error))
+            self._leave_out(name, error)
             return
         assert loaded is not None
         given = prepare(loaded, plan, job.runtime)
@@ -171,6 +172,19 @@ class _Stream:
             memory = memory_after(adapter, given, self.plan, self.job.runtime)
             if all_finite(memory_tensors(memory)):
                 adapter.memory = memory
+
+    def _leave_out(self, name: str, error: DataError) -> None:
+        """A clip that cannot be read ends the stream, which can go on from there; data.on_error and data.max_skipped
+        say how many are left out instead."""
+        job, d = self.job, self.job.settings.data
+        if d.on_error == "skip":
+            self._skip(name, str(error))
+            check_skipped(len(self.record.skipped), len(job.names), d.max_skipped, str(job.clips.folder))
+            return
+        if self.record.rows:
+            self.save()
+            job.sink.message("the stream up to this clip is saved; once the clip is mended, go on with --resume")
+        raise error
 
     def _skip(self, name: str, reason: str) -> None:
         if name not in self.record.skipped:

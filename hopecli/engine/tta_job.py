@@ -28,7 +28,9 @@ READING = (
 
 
 class ClipReader(Protocol):
-    """Reads one clip by name; DataError when it cannot be used."""
+    """Reads one clip of a folder by name; DataError when it cannot be used."""
+
+    folder: Path
 
     def read(self, name: str) -> Sample: ...
 

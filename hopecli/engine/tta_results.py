@@ -105,7 +105,7 @@ class TtaResults:
     model: str
     parameters: int
     adapted_parameters: int
-    adapted_share: float
+    adapted_share: float | None
     protocol: dict[str, Any]
     context_frames: int
     T_rollout: int

@@ -56,7 +56,7 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         model=job.settings.model.kind,
         parameters=total,
         adapted_parameters=facts.adapted_parameters,
-        adapted_share=facts.adapted_parameters / total if total else 0.0,
+        adapted_share=facts.adapted_parameters / total if total else None,
         protocol=a.model_dump(mode="json"),
         context_frames=plan.context_frames,
         T_rollout=plan.horizon,

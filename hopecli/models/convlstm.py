@@ -31,9 +31,9 @@ class ConvLSTMCell(nn.Module):
     def forward(self, x: Tensor, state: LSTMState) -> LSTMState:
         """x [B, input_dim, g, g] and the previous state -> the next state."""
         gates = self.conv_gates(torch.cat([x, state.hidden], dim=1))  # [B, 4H, g, g]
-        admit, keep, candidate, emit = gates.chunk(4, dim=1)
-        cell = keep.sigmoid() * state.cell + admit.sigmoid() * candidate.tanh()
-        return LSTMState(emit.sigmoid() * cell.tanh(), cell)
+        i, f, g, o = gates.chunk(4, dim=1)  # input gate, forget gate, candidate cell, output gate
+        cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
+        return LSTMState(o.sigmoid() * cell.tanh(), cell)
 
 
 class ConvLSTM(PredictorModule):
@@ -53,8 +53,8 @@ class ConvLSTM(PredictorModule):
         self.conv_lstm = ConvLSTMCell(input_dim=hidden + action_dim, hidden=hidden, kernel_size=kernel_size)
         self.decoder = nn.Conv2d(hidden, embed_dim, 1)
         nn.init.zeros_(self.decoder.weight)
-        if self.decoder.bias is not None:
-            nn.init.zeros_(self.decoder.bias)
+        assert self.decoder.bias is not None
+        nn.init.zeros_(self.decoder.bias)
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zero maps in the parameters' dtype and device."""

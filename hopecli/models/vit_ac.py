@@ -113,7 +113,7 @@ class ViTAC(TokenPredictor):
     def _blocks(
         self, tokens: Tensor, rotary: RotaryTables | None, memory: KeyValueCache
     ) -> tuple[Tensor, KeyValueCache]:
-        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         caches = []
         for i, block in enumerate(self.predictor_blocks):
             past = memory.blocks[i] if memory.blocks else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hopecli.data.clip import ClipBatch
@@ -17,16 +18,16 @@ from hopecli.objectives.schedules import ObjectivePhase
 
 def distance(prediction: Tensor, target: Tensor, loss_exp: float) -> Tensor:
     """mean(|p - h|^loss_exp) / loss_exp over all elements, a scalar; loss_exp 1 is L1."""
-    return (prediction - target).abs().pow(loss_exp).mean() / loss_exp if loss_exp != 1.0 else _l1(prediction, target)
-
-
-def _l1(prediction: Tensor, target: Tensor) -> Tensor:
-    return (prediction - target).abs().mean()
+    error = (prediction - target).abs()
+    return error.mean() if loss_exp == 1.0 else error.pow(loss_exp).mean() / loss_exp
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Scalars of one batch: total = weight_teacher * teacher + weight_rollout * rollout."""
+    """Scalars of one batch: total = weight_teacher * teacher + weight_rollout * rollout.
+
+    A term of weight 0 is measured without gradients and is no part of the total, even when it is not finite.
+    """
 
     total: Tensor
     teacher: Tensor
@@ -45,10 +46,14 @@ def training_loss(
     """Both losses of raw clips (features not yet normalised) under the curriculum's current phase."""
     target = normalise(clip.features, enabled=normalize_reps)
     clip = ClipBatch(target, clip.actions, clip.states, clip.extrinsics, clip.names)
-    forced = teacher_forced(model, clip, frames=T_teacher, normalize_reps=normalize_reps)
-    teacher = distance(forced, target[:, 1 : T_teacher + 1], loss_exp)
     first, horizon = phase.context_frames, phase.T_rollout
-    rolled = rollout(model, clip, context_frames=first, horizon=horizon, normalize_reps=normalize_reps)
-    rolled_loss = distance(rolled, target[:, first : first + horizon], loss_exp)
-    total = phase.loss_weight_teacher * teacher + phase.loss_weight_rollout * rolled_loss
+    learning = torch.is_grad_enabled()
+    with torch.set_grad_enabled(learning and phase.loss_weight_teacher > 0):
+        forced = teacher_forced(model, clip, frames=T_teacher, normalize_reps=normalize_reps)
+        teacher = distance(forced, target[:, 1 : T_teacher + 1], loss_exp)
+    with torch.set_grad_enabled(learning and phase.loss_weight_rollout > 0):
+        rolled = rollout(model, clip, context_frames=first, horizon=horizon, normalize_reps=normalize_reps)
+        rolled_loss = distance(rolled, target[:, first : first + horizon], loss_exp)
+    weighted = ((phase.loss_weight_teacher, teacher), (phase.loss_weight_rollout, rolled_loss))
+    total = torch.stack([weight * loss for weight, loss in weighted if weight > 0]).sum()
     return LossTerms(total, teacher, rolled_loss)

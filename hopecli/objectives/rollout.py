@@ -21,7 +21,7 @@ def normalise(features: Tensor, *, enabled: bool = True) -> Tensor:
     """LayerNorm without gain over D (eps 1e-5), the space all losses live in; the identity when not `enabled`."""
     if not enabled:
         return features
-    features = features.float() if features.dtype == torch.float16 else features
+    features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
     return F.layer_norm(features, features.shape[-1:], eps=REPRESENTATION_EPS)
 
 

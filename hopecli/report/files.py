@@ -66,15 +66,21 @@ class MetricsFile:
     """metrics.jsonl: one JSON object per step, validation and diagnosis, the record that all mirrors copy."""
 
     def __init__(self, path: Path, *, keep_until_step: int = 0):
-        """Open for appending; lines of steps after `keep_until_step` (from a run that went on past its last
-        checkpoint) are dropped, so that a resumed run writes the file an uninterrupted one would have."""
-        if path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()  # a torn line is dropped below
-            write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= keep_until_step))
-        self.path = path
+        """When the training begins, lines of steps after `keep_until_step` (from a run that went on past its last
+        checkpoint) are dropped, so that a resumed run writes the file an uninterrupted one would have. Not before: a
+        resume that is refused changes nothing."""
+        self.path, self.keep_until_step = path, keep_until_step
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
-    def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None: ...
+    def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()  # a torn line is dropped below
+        kept = [f"{line}\n" for line in lines if _step_of(line) <= self.keep_until_step]
+        if len(kept) == len(lines):
+            return
+        with written(self.path, fix=THEN_RESUME):
+            self.file.close()
+            write_text(self.path, "".join(kept))
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
     def tick(self, step: int) -> None: ...
 

@@ -1,16 +1,19 @@
-"""One training at a time in a run directory: two would overwrite each other's checkpoints and record."""
+"""One process at a time in a folder: two would overwrite each other's checkpoints, state and results."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hopecli.engine.sink import NullSink
-from hopecli.errors import CheckpointError
+from hopecli.errors import CheckpointError, written
 
 
 class RunLock(NullSink):
-    """Holds the run from construction to `close`, or to the end of the process however it ends.
+    """Holds a run directory for a training, from construction to `close` or the end of the process however it ends.
 
     The system's lock on the run's config.yaml, so that nothing is left behind; none on Windows, nor on a file system
     without locks.
@@ -18,21 +21,42 @@ class RunLock(NullSink):
 
     def __init__(self, run_dir: Path):
         """CheckpointError when another process trains there."""
-        self.file = open(run_dir / "config.yaml", "rb")  # noqa: SIM115 (closed in close())
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.file.close()
-            raise CheckpointError(
-                "another process is training in it", where=str(run_dir), fix="wait for it, or stop it first"
-            ) from error
-        except OSError:  # locks are not supported there: go on as without
-            return
+        self.descriptor = _locked(run_dir / "config.yaml", str(run_dir), "another process is training in it")
 
     def close(self) -> None:
         """Release the run."""
-        self.file.close()
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+@contextmanager
+def stream_lock(folder: Path) -> Iterator[None]:
+    """Holds the results folder of hope tta, made for it; CheckpointError when another process streams into it."""
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(folder, str(folder), "another process is adapting into it (--name NAME keeps both apart)")
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        with suppress(OSError):  # only where nothing was written
+            folder.rmdir()
+
+
+def _locked(path: Path, where: str, what: str) -> int | None:
+    """A descriptor that holds the lock on a file or folder; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(what, where=where, fix="wait for it, or stop it first") from error
+    except OSError:  # locks are not supported there: go on as without
+        pass
+    return descriptor

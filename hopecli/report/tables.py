@@ -213,6 +213,7 @@ def dry_run_table(result: DryRun) -> Table:
     if result.train_clips is not None:
         counts = f": {result.train_clips} training, {result.held_out_clips} held out"
         steps = f"{result.steps_per_epoch} per epoch, {result.total_steps} in all"
+    norm = "-" if result.grad_norm is None else f"{result.grad_norm:.3g}"
     return pairs_table(
         f"Dry run of {result.preset}",
         {
@@ -222,7 +223,7 @@ def dry_run_table(result: DryRun) -> Table:
             "batch": f"{result.global_batch} global, {result.micro_batch} per process and pass",
             "steps": steps,
             "forward and backward": f"{result.seconds:.2f} s on {counted(result.batch, 'clip')}, "
-            f"loss {result.loss:.4f}, gradient norm {result.grad_norm:.3g}",
+            f"loss {result.loss:.4f}, gradient norm {norm}",
             "weights, gradients, AdamW": size(result.static_bytes),
             "activations per clip (measured)": size(result.activation_bytes_per_clip),
             "memory estimate for this batch": size(result.estimated_bytes),

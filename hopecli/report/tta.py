@@ -155,7 +155,9 @@ def tta_tables(r: TtaResults) -> list[Table]:
     title = f"Test-time adaptation, {sizes}{state}"
     losses = plain_table(title, ["", "L1 [95 %]", "- frozen [95 %]", "ms/clip"], rows)
     p = r.protocol
-    share = f"{r.adapted_parameters:,} of {r.parameters:,} ({100 * r.adapted_share:.2f} %)"
+    share = f"{r.adapted_parameters:,} of {r.parameters:,}"
+    if r.adapted_share is not None:
+        share += f" ({100 * r.adapted_share:.2f} %)"
     facts: dict[str, Any] = {
         "protocol": f"{p['mode']}, {p['adapt']}, {p['optimizer']} lr {p['lr']:g}, {counted(p['steps'], 'step')}, "
         f"memory {p['memory']}" + (", reset per clip" if p["reset_per_clip"] else ""),

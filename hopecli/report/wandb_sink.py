@@ -18,7 +18,7 @@ def has_key() -> bool:
         return True
     try:
         hosts = netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
     return any("wandb" in host for host in hosts)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -157,23 +156,6 @@ def test_the_held_out_part_is_no_source_for_itself(run: Path) -> None:
     results = adapt(run, *FAST)
     assert results["clips_from"] == "held out from training"
     assert results["forgetting"] is None
-
-
-def test_a_clip_that_cannot_be_read_is_left_out(run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "clips"
-    make_clips(folder, clips=4, grid=2, dim=8, domain="ice", seed=1)
-    without = adapt(run, "--data-dir", str(folder), *FAST, "--name", "without")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    bad = folder / "clip_00900"
-    shutil.copytree(folder / names[0], bad)
-    features = np.load(bad / "feature_maps/vjepa2_vitl16.npy")
-    features.reshape(-1)[-1] = np.nan
-    np.save(bad / "feature_maps/vjepa2_vitl16.npy", features)
-    results = adapt(run, "--data-dir", str(folder), *FAST, "--name", "with", "adaptation.order_seed=null")
-    assert list(results["skipped_clips"]) == ["clip_00900"]
-    assert results["loss_online"] == without["loss_online"]
-    one, two = (load_file(run / f"tta/{name}/adapted.safetensors") for name in ("with", "without"))
-    assert all(np.array_equal(one[key].numpy(), two[key].numpy()) for key in one)
 
 
 def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:

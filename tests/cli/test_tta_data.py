@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, hope, one_line, only_run
 
 FAST = ["adaptation.steps=1", "adaptation.lr=0.01"]
 
@@ -107,3 +110,25 @@ def test_clips_that_were_adapted_on_are_no_source(run: Path, tmp_path: Path) -> 
     outcome = hope(same, run.parents[2])
     assert outcome.code == 2
     assert "--source-data-dir: all of its clips are in the stream" in outcome.err
+
+
+def test_a_clip_that_cannot_be_read_ends_the_stream_or_is_left_out(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    make_clips(folder, clips=4, grid=2, dim=8, domain="ice", seed=1)
+    without = result(run, "tta", run, "--data-dir", str(folder), *FAST, "--name", "without")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    bad = folder / "clip_00900"
+    shutil.copytree(folder / names[0], bad)
+    features = np.load(bad / "feature_maps/vjepa2_vitl16.npy")
+    features.reshape(-1)[-1] = np.nan
+    np.save(bad / "feature_maps/vjepa2_vitl16.npy", features)
+    arguments = ["--data-dir", str(folder), *FAST, "--name", "with", "adaptation.order_seed=null"]
+    outcome = hope(["tta", "--ckpt", str(run), "--device", "cpu", "--json", *arguments], run.parents[2])
+    assert outcome.code == 3
+    assert "clip_00900" in one_line(outcome)
+    skip = ["data.on_error=skip", "data.max_skipped=0.2"]
+    results = result(run, "tta", run, *arguments, *skip, "--resume")
+    assert list(results["skipped_clips"]) == ["clip_00900"]
+    assert results["loss_online"] == without["loss_online"]
+    one, two = (load_file(run / f"tta/{name}/adapted.safetensors") for name in ("with", "without"))
+    assert all(np.array_equal(one[key].numpy(), two[key].numpy()) for key in one)

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hopecli.cli.checkpoints import held_out_or_all, load_trained
 from hopecli.cli.common import start_runtime
 from hopecli.cli.tta import Request, identity
+from hopecli.data.fingerprint import fingerprints
 from hopecli.data.make_clips import make_clips
 from hopecli.engine.tta_state import STATE_FILE
+from hopecli.report.lock import stream_lock
 from hopecli.report.tta import ConsoleStream
 from tests.cli.runner import TINY, Outcome, hope, only_run
 
@@ -86,11 +89,12 @@ def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     runtime = start_runtime("cpu", "fp32", quiet=True)
     chosen = held_out_or_all(trained, runtime, "auto", lambda text: None)
     request = Request(None, None, ["frozen"], False, None)
+    marks = fingerprints(chosen.store, chosen.names)
 
     def differing(device: Any = "cpu", precision: Any = "fp32", **asked: Any) -> set[str]:
         other = replace(runtime, choice=replace(runtime.choice, device=device, precision=precision))
-        mine = identity(trained, request, runtime, chosen, None)
-        found = identity(trained, replace(request, **asked), other, chosen, None)
+        mine = identity(trained, request, runtime, chosen, marks, None)
+        found = identity(trained, replace(request, **asked), other, chosen, marks, None)
         return {key for key in {*mine, *found} if mine.get(key) != found.get(key)}
 
     assert differing() == set()
@@ -98,3 +102,25 @@ def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     assert differing(precision="bf16") == {"precision"}
     assert differing(device="cuda") == {"device"}
     assert differing(baselines=["frozen", "periodic_reset"]) == {"baselines"}
+
+
+def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
+    changed = stopped.clips / "clip_00002/feature_maps/vjepa2_vitl16.npy"
+    before = changed.read_bytes()
+    np.save(changed, -np.load(changed))
+    try:
+        other = stopped.tta("--resume")
+    finally:
+        changed.write_bytes(before)
+    assert other.code == 4, other.err
+    assert "the interrupted stream had another clips' content " in other.err
+
+
+def test_two_streams_do_not_share_a_folder(stopped: Stopped) -> None:
+    with stream_lock(stopped.run / "tta/part"):
+        other = stopped.tta()
+    assert other.code == 4, other.err
+    assert "another process is adapting into it" in other.err
+    with stream_lock(stopped.run / "tta/new"):
+        pass
+    assert not (stopped.run / "tta/new").exists()

@@ -234,8 +234,7 @@ def test_tree_from_a_checkpoint_keeps_its_origin_and_is_not_changed() -> None:
 
 
 def test_section_tree_gives_what_the_preset_writes_down() -> None:
-    tree, name = section_tree("test_ac_predictor", ["evaluation", "adaptation"])
-    assert name == "test_ac_predictor"
+    tree = section_tree("test_ac_predictor", ["evaluation", "adaptation"])
     assert tree == {"evaluation": {"batch_size": 32, "precision": "fp32", "context_frames": 1, "T_rollout": 7}}
 
 

@@ -54,7 +54,15 @@ def settings(kind: str = "vit_ac", model: Mapping[str, Any] | None = None, /, **
     """Settings of a tiny model of that kind, under this adaptation section."""
     return Settings.model_validate(
         {
-            "data": {"num_timesteps": FRAMES, "grid": 2, "embed_dim": WIDTH, "action_dim": ACTIONS, "workers": 0},
+            "data": {
+                "num_timesteps": FRAMES,
+                "grid": 2,
+                "embed_dim": WIDTH,
+                "action_dim": ACTIONS,
+                "workers": 0,
+                "on_error": "skip",
+                "max_skipped": 0.5,
+            },
             "model": {**MODELS[kind], **(model or {})},
             "objective": {"T_teacher": FRAMES - 1, "T_rollout": FRAMES - 1},
             "adaptation": {"lr": 1e-2, "steps": 2, **adaptation},
@@ -95,7 +103,7 @@ class Clips:
     """Clips by name; one whose features are None cannot be read."""
 
     def __init__(self, samples: Mapping[str, Sample | None]):
-        self.samples = dict(samples)
+        self.samples, self.folder = dict(samples), Path("clips")
 
     def read(self, name: str) -> Sample:
         found = self.samples[name]

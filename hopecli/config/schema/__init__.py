@@ -31,6 +31,11 @@ class Settings(Section):
     adaptation: AdaptationSettings = Field(AdaptationSettings(), description="hope tta")
     logging: LoggingSettings = Field(LoggingSettings(), description="records and mirrors")
 
+    @property
+    def use_extrinsics(self) -> bool:
+        """Whether the model is given extrinsics; kinds without the setting never are."""
+        return getattr(self.model, "use_extrinsics", False)
+
 
 __all__ = [
     "AdaptationSettings",

@@ -1,0 +1,30 @@
+"""Where hope eval and hope tta write their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hopecli.cli.checkpoints import Trained
+from hopecli.cli.common import runs_folder
+from hopecli.errors import SettingsError
+
+
+def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
+    """Say so when a folder holds results that are about to be written again."""
+    if (folder / "results.json").is_file():
+        say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
+
+
+def results_folder(trained: Trained, kind: str, name: str) -> Path:
+    """RUN/<kind>/<name>; RUN/tta/<stream>/<kind>/<name> for weights that were adapted there; or for a file on its own
+    <runs>/<kind>/<file stem>/<name>."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    if not name.strip("."):
+        raise SettingsError("is not a folder's name", where="--name", value=name, fix="use letters and digits")
+    run_dir, file = trained.checkpoint.run_dir, trained.checkpoint.path
+    if run_dir is not None and file.resolve().is_relative_to(run_dir.resolve() / "tta"):
+        return file.parent / kind / name
+    if run_dir is not None:
+        return run_dir / kind / name
+    return runs_folder(trained.settings) / kind / trained.checkpoint.path.stem / name
