@@ -16,21 +16,21 @@ def per_clip_rows(
     teacher: Sequence[float],
     worst_first: bool,
 ) -> list[dict[str, Any]]:
-    """Columns: clip, l1 of each row (mean over horizons), relative (mean l1 / mean copy-first l1), cosine, teacher_l1,
-    then the model's l1, relative, cosine and error_to_signal per horizon (l1_h1, ...; empty where the base is 0). In
-    the clips' order, or by falling model error."""
+    """Columns: clip, l1 of each row (mean over horizons), relative (l1 / copy-first l1, mean over horizons), cosine,
+    teacher_l1, then the model's l1, relative, cosine and error_to_signal per horizon (l1_h1, ...; empty where the base
+    is 0). In the clips' order, or by falling model error."""
     rows = []
     for i, name in enumerate(names):
         row: dict[str, Any] = {"clip": name, "l1": _mean(l1["model"][i])}
         row |= {f"l1_{key}": _mean(values[i]) for key, values in l1.items() if key != "model"}
-        first = _mean(copy_first[i])
-        row["relative"] = row["l1"] / first if first > 0 else None
+        own = l1["model"][i]
+        relative = _ratios(own, copy_first[i])
+        row["relative"] = _mean_where_known(relative)
         row["cosine"] = _mean(cosine["model"][i])
         row["teacher_l1"] = teacher[i]
-        own = l1["model"][i]
         for column, values in (
             ("l1", own),
-            ("relative", _ratios(own, copy_first[i])),
+            ("relative", relative),
             ("cosine", cosine["model"][i]),
             ("error_to_signal", _ratios(own, target_std[i])),
         ):
@@ -45,3 +45,8 @@ def _ratios(values: Sequence[float], bases: Sequence[float]) -> list[float | Non
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _mean_where_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None

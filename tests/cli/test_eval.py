@@ -183,6 +183,13 @@ def test_clips_shorter_than_those_trained_on(run: Path) -> None:
     assert "objective.T_rollout: belongs to the checkpoint" in outcome.err
 
 
+def test_clips_shorter_than_the_context_trained_on(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    assert hope([*command, "objective.context_frames=3", "objective.T_rollout=2"], tmp_path).code == 0
+    short = evaluate(only_run(tmp_path), "data.num_timesteps=3", "evaluation.context_frames=1")
+    assert (short["context_frames"], short["T_rollout"]) == (1, 2)
+
+
 def test_results_are_not_replaced_without_a_word(run: Path) -> None:
     command = ["eval", "--ckpt", str(run), "--device", "cpu", "--name", "twice"]
     assert "will be replaced" not in hope(command, run.parents[2]).err

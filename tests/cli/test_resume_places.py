@@ -1,4 +1,4 @@
-"""What `--resume` takes: one checkpoint of a run, and no run that is being trained."""
+"""What `--resume` and `--ckpt` take: a run, one checkpoint of it, the newest; not a run that is being trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hopecli.errors import CheckpointError
 from hopecli.report.lock import RunLock
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, hope, one_line, only_run
 from tests.cli.test_resume import start
 
 COMMAND = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
@@ -63,3 +63,38 @@ def test_a_run_that_is_being_trained_cannot_be_resumed(tmp_path: Path) -> None:
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [line["step"] for line in steps if line["type"] == "train"]
     assert trained == list(range(1, len(trained) + 1))
+
+
+def test_resume_last_looks_where_runs_are_written(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    assert hope(command, tmp_path).code == 0
+    assert hope([*command, "logging.runs_dir=other"], tmp_path).code == 0
+    outcome = hope(["train", "--resume", "last", "logging.runs_dir=other", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["run_dir"].startswith("other")
+
+
+def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    assert hope(command, tmp_path).code == 0
+    newest = only_run(tmp_path)
+    for older in ("quickstart/2001-01-01_00-00-00", "another/2002-01-01_00-00-00"):
+        shutil.copytree(newest, tmp_path / "runs" / older)  # the copy's files are the newer ones
+    outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert Path(json.loads(outcome.out)["run_dir"]).name == newest.name
+    for number in (2, 9, 10):  # started in one second
+        shutil.copytree(newest, newest.with_name(f"2999-01-01_00-00-00-{number}"))
+    shutil.copytree(newest, newest.with_name("2999-01-01_00-00-00"))
+    outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
+    assert Path(json.loads(outcome.out)["run_dir"]).name == "2999-01-01_00-00-00-10"
+    for command in (["eval"], ["tta", "--preset", "quickstart_tta"]):
+        outcome = hope([*command, "--ckpt", "last", "--device", "cpu"], tmp_path)
+        assert outcome.code == 0, outcome.err
+        assert "2999-01-01_00-00-00-10" in outcome.err.splitlines()[0]
+
+
+def test_ckpt_last_without_a_run(tmp_path: Path) -> None:
+    outcome = hope(["eval", "--ckpt", "last"], tmp_path)
+    assert outcome.code == 4
+    assert one_line(outcome) == "error: runs: no run with a checkpoint. Train one, or give its directory"

@@ -83,9 +83,10 @@ def test_too_little_memory_for_the_model(tmp_path: Path) -> None:
     ],
 )
 def test_half_a_launch(extra: dict[str, str], words: str, tmp_path: Path) -> None:
-    outcome = hope(["train", "-p", "quickstart", "--dry-run", *TINY], tmp_path, **extra)
-    assert outcome.code == 2
-    assert words in one_line(outcome)
+    for command in (["train", "-p", "quickstart", "--dry-run", *TINY], ["tta", "--ckpt", "RUN"], ["hw-info"]):
+        outcome = hope(command, tmp_path, **extra)
+        assert outcome.code == 2
+        assert words in one_line(outcome)
 
 
 @pytest.mark.parametrize(("given", "words"), [("", "is empty"), ("~nobody-here/x", "no such home folder")])

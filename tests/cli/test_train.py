@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from hopecli.config.load import load_preset
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, hope, one_line, only_run
 
 QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
 
@@ -144,6 +144,32 @@ def test_dry_run_measures_and_writes_nothing(tmp_path: Path) -> None:
     assert result["parameters"] == load_and_count()
     assert result["grad_norm"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_a_range_of_the_built_in_clips(tmp_path: Path) -> None:
+    outcome = hope([*QUICK, "--dry-run", "--json", "data.clip_start=8", "data.clip_end=18"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert (result["train_clips"], result["held_out_clips"], result["steps_per_epoch"]) == (9, 1, 2)
+    outcome = hope([*QUICK, "--dry-run", "data.clip_start=100"], tmp_path)
+    assert outcome.code == 3
+    assert "the built-in clips: no clip has an id in [100, None)" in one_line(outcome)
+
+
+def test_dry_run_without_parameters_has_no_gradient_norm(tmp_path: Path) -> None:
+    outcome = hope(
+        ["train", "-p", "baseline_identity", "--device", "cpu", "--dry-run", "--json", "data.grid=2"], tmp_path
+    )
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["grad_norm"] is None
+
+
+def test_a_preset_of_your_own_with_a_dot_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/mine.v2.yaml").write_text("extends: quickstart\n")
+    outcome = hope(["train", "--preset", "mine.v2", "--device", "cpu", *TINY, "training.epochs=1"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert only_run(tmp_path).parent.name == "mine.v2"
 
 
 def load_and_count() -> int:

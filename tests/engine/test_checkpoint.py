@@ -70,6 +70,8 @@ def test_run_directory_checkpoint_directory_and_file_name_the_same(tmp_path: Pat
     run = tmp_path / "run"
     folder = save(run / "checkpoints" / "last")
     (run / "config.yaml").write_text("data: {}\n")
+    assert find_weights(str(folder)) == (folder / WEIGHTS, None)  # any project may have a config.yaml
+    (run / "split.json").write_text("{}")
     for given in (run, folder, folder / WEIGHTS):
         assert find_weights(str(given)) == (folder / WEIGHTS, run)
     alone = tmp_path / "other.safetensors"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hopecli.data.clip import ClipBatch
-from hopecli.engine.results import ValidationRecord
+from hopecli.engine.results import DiagnosticsRecord, ValidationRecord
 from hopecli.models.build import build_model
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
@@ -210,13 +210,16 @@ class Slow(Kept):
     def validation(self, record: ValidationRecord) -> None:
         self.now += 1e4
 
+    def diagnostics(self, record: DiagnosticsRecord) -> None:
+        self.now += 1e4
+
 
 def test_only_steps_count_as_training_time(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow()
     monkeypatch.setattr("time.perf_counter", lambda: slow.now)
-    run(clips, tmp_path, kept=slow, training={"epochs": 3})
-    # Two clips per step; exact, as all these numbers are in binary.
-    assert [record.clips_per_second for record in slow.records] == [2.0] * 6
+    run(clips, tmp_path, kept=slow, data=WHOLE, model=HOPE, training={"epochs": 3}, logging={"diagnostics_every": 2})
+    # Four clips per step; exact, as all these numbers are in binary.
+    assert [record.clips_per_second for record in slow.records] == [4.0] * 3
 
 
 @pytest.mark.parametrize("normalised", [True, False])

@@ -111,11 +111,12 @@ def test_rope_has_no_effect_where_it_is_off() -> None:
     assert same(trace(build("hope", use_rope=False, rope="exact")), off)
 
 
+@pytest.mark.parametrize("training", [True, False])  # test-time adaptation learns in evaluation mode
 @pytest.mark.parametrize("kind", ["vit_ac", "hope"])
-def test_checkpointed_blocks_run_again_in_the_backward_pass(kind: str) -> None:
+def test_checkpointed_blocks_run_again_in_the_backward_pass(kind: str, training: bool) -> None:
     runs = {}
     for recompute in (False, True):
-        model = build(kind, activation_checkpointing=recompute)
+        model = build(kind, activation_checkpointing=recompute).train(training)
         blocks = next(module for module in model.children() if isinstance(module, nn.ModuleList))
         calls: list[int] = []
         for block in blocks:

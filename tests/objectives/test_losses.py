@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hopecli.objectives.losses import distance, training_loss
 from hopecli.objectives.schedules import ObjectivePhase
@@ -88,3 +90,33 @@ def test_normalisation_applies_to_targets_and_predictions() -> None:
         terms = training_loss(Adder(5.0), wide, phase=PHASE, T_teacher=3, normalize_reps=normalize, loss_exp=1.0)
         # eps 1e-5 shrinks +-1 by 5e-6 and +-5 by less, so normalised values differ by about that much
         assert terms.rollout.item() == pytest.approx(expected, abs=1e-5)
+
+
+class Exploding(Adder):
+    """Fine on true frames, infinite on its own predictions."""
+
+    def step(self, frame: Tensor, *rest: Any, memory: Any, t: int) -> tuple[Tensor, Any]:
+        out, memory = super().step(frame, *rest, memory=memory, t=t)
+        return out * float("inf"), memory
+
+
+@pytest.mark.parametrize("measured", ["teacher", "rollout"])
+def test_a_term_of_weight_zero_is_measured_but_not_learned(measured: str) -> None:
+    forced = measured == "teacher"
+    phase = dataclasses.replace(PHASE, loss_weight_teacher=1.0 - forced, loss_weight_rollout=float(forced))
+    clip = number_clip([0, 1, 3, 6], [1, 1, 1])
+    clip.features.requires_grad_()
+    terms = training_loss(Adder(), clip, phase=phase, T_teacher=3, normalize_reps=False, loss_exp=1.0)
+    left_out, learned = (terms.teacher, terms.rollout) if forced else (terms.rollout, terms.teacher)
+    assert not left_out.requires_grad
+    assert left_out.item() == pytest.approx((0 + 1 + 2) / 3 if forced else (0 + 1 + 3) / 3)
+    assert torch.equal(terms.total, learned)
+    assert terms.total.requires_grad
+
+
+def test_a_term_of_weight_zero_may_be_infinite() -> None:
+    phase = dataclasses.replace(PHASE, loss_weight_rollout=0.0)
+    clip = number_clip([0, 1, 3, 6], [1, 1, 1])
+    terms = training_loss(Exploding(), clip, phase=phase, T_teacher=3, normalize_reps=False, loss_exp=1.0)
+    assert not terms.rollout.isfinite()
+    assert terms.total.item() == pytest.approx(1.0)

@@ -89,6 +89,13 @@ def test_normalise_of_float16_is_computed_in_float32() -> None:
     assert out.tolist() == pytest.approx([1.0, -1.0])
 
 
+def test_normalise_under_bfloat16_autocast_is_computed_in_float32() -> None:
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.bfloat16)  # a CPU's autocast would leave it at 8 bits
+    with torch.autocast("cpu", torch.bfloat16):
+        out = normalise(x)
+    assert torch.equal(out, normalise(x.float()))
+
+
 def test_predictions_are_normalised_before_they_are_fed_back() -> None:
     clip = number_clip([1, 1, 1], [0, 0])
     wide = type(clip)(torch.tensor([[[[-1.0, 1.0]]] * 3], dtype=torch.float64), clip.actions, clip.states, None, ("a",))

@@ -69,6 +69,13 @@ def test_a_netrc_entry_of_wandb_is_a_key(home: Path, host: str, mode: str) -> No
     assert resolve_mode("auto")[0] == mode
 
 
+def test_a_damaged_netrc_is_no_key(home: Path) -> None:
+    file = home / ".netrc"
+    file.write_bytes(b"machine api.wandb.ai\n  login user\n  password \xff\n")
+    file.chmod(0o600)
+    assert resolve_mode("auto")[0] == "disabled"
+
+
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize("entity", [None, "team"])
 def test_what_is_asked_for(wandb: FakeWandb, mode: str, entity: str | None) -> None:
