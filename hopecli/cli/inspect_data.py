@@ -136,10 +136,10 @@ def run(
 
     from hopecli.config.schema import DataSettings, Settings
     from hopecli.data.survey_run import survey_folder
-    from hopecli.report.survey import SurveyProgress
+    from hopecli.report.progress import StageProgress
 
     known = [settings.data for settings in presets.values() if isinstance(settings, Settings)] or [DataSettings()]
-    with SurveyProgress() as progress:
+    with StageProgress() as progress:
         surveyed = survey_folder(
             folder,
             feature_map=feature_map,

@@ -29,9 +29,20 @@ def make_clips_command(
     """
     from hopecli.data.make_clips import make_clips
     from hopecli.report.console import counted, show
+    from hopecli.report.progress import StageProgress
     from hopecli.report.tables import number, pairs_table
 
-    statistics = make_clips(out, clips=clips, grid=grid, dim=dim, domain=domain, seed=seed, dtype=dtype)
+    with StageProgress() as progress:
+        statistics = make_clips(
+            out,
+            clips=clips,
+            grid=grid,
+            dim=dim,
+            domain=domain,
+            seed=seed,
+            dtype=dtype,
+            on_clip=lambda done, total: progress("making clips", done, total),
+        )
     facts = {
         "features": f"[8, {grid * grid}, {dim}] {dtype}, a frozen random encoder stands in for V-JEPA 2",
         "feature std": f"{statistics.feature_std:.3f} (V-JEPA 2 ViT-L: about 3.2)",

@@ -1,57 +1,16 @@
-"""The survey of a folder of clips as tables, and its progress."""
+"""The survey of a folder of clips as tables."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from hopecli.data.survey import Finding, PresetFit, Survey
-from hopecli.report.console import counted, make_console, say
+from hopecli.report.console import counted
 from hopecli.report.tables import number, pairs_table, plain_table
-
-# Off a terminal a long survey says where it is, but not so often that a log fills up.
-LINE_SECONDS = 10.0
-
-
-class SurveyProgress:
-    """One bar with an ETA per stage on a terminal, else a line on stderr every ten seconds."""
-
-    def __init__(self) -> None:
-        self.console = make_console(stderr=True)
-        self.bars: Progress | None = None
-        self.tasks: dict[str, TaskID] = {}
-        self.stage, self.started, self.said = "", 0.0, 0.0
-
-    def __enter__(self) -> SurveyProgress:
-        if self.console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self.bars = Progress(*columns, console=self.console)
-            self.bars.start()
-        return self
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self.stage:
-            self.stage, self.started, self.said = stage, now, now
-        if self.bars is not None:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.bars.add_task(stage, total=total)
-            self.bars.update(self.tasks[stage], completed=done)
-        elif now - self.said >= LINE_SECONDS:
-            self.said = now
-            say(f"{stage}: {done} of {total}, ETA {(now - self.started) / done * (total - done):.0f} s")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bars is not None:
-            self.bars.stop()
 
 
 def survey_report(survey: Survey) -> list[RenderableType]:

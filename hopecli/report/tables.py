@@ -192,7 +192,7 @@ def difference_table(a: str, b: str, changes: Mapping[str, tuple[str | None, str
 
 
 def number(value: float | None) -> str:
-    """Four significant decimals, or a dash for what was not measured."""
+    """Four decimals, or a dash for what was not measured."""
     return "-" if value is None else f"{value:.4f}"
 
 

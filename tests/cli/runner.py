@@ -40,8 +40,9 @@ class Outcome:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The test machine's environment without the user's HOPE_ and WANDB_ settings; caches go to `folder`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOPE_", "WANDB_"))}
+    """The test machine's environment without the user's settings and a launcher's; caches go to `folder`."""
+    theirs = ("HOPE_", "WANDB_", "ACCELERATE_", "XDG_", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_RANK")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
     return {
         **kept,
         "HOPE_CACHE_DIR": str(folder / "cache"),

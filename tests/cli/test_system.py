@@ -68,7 +68,7 @@ def test_a_deleted_working_directory(tmp_path: Path) -> None:
 
 def test_too_little_memory_for_the_model(tmp_path: Path) -> None:
     command = ["train", "-p", "quickstart", "--device", "cpu", *TINY]
-    outcome = hope([*command, "model.width=1000000000"], tmp_path)
+    outcome = hope([*command, "model.width=1000000000", "data.embed_dim=1024"], tmp_path)
     assert outcome.code == 5
     for words in ("not enough memory", "tried to allocate", "activation_checkpointing"):
         assert words in one_line(outcome)

@@ -158,6 +158,7 @@ def test_the_held_out_part_is_no_source_for_itself(run: Path) -> None:
     assert results["forgetting"] is None
 
 
+@pytest.mark.slow
 def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:
     many = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=60", "data.physics.seed=2"]
     many += [*FAST, "logging.log_every=1"]
@@ -202,6 +203,7 @@ def test_a_signal_keeps_what_was_scored_and_resume_goes_on(run: Path) -> None:
     assert "no interrupted stream" in again.err
 
 
+@pytest.mark.slow
 def test_a_killed_stream_goes_on(run: Path) -> None:
     """By SIGKILL, which leaves no time to save: the state of a few clips before is on disk."""
     many = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=30", "data.physics.seed=2", *FAST]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hopecli.report.console import ConsoleSink, counted, make_console
-from hopecli.report.survey import SurveyProgress
+from hopecli.report.progress import StageProgress
 from hopecli.report.tta import ConsoleStream, progress_line
 from tests.report.examples import CLIP, PROGRESS, VALIDATION, step_record
 
@@ -83,7 +83,7 @@ def test_plain_lines_off_a_terminal_whatever_ci_sets(
     stream.begin(done=7, total=10)
     stream.clip(CLIP, PROGRESS)
     stream.close()
-    with SurveyProgress() as survey:
+    with StageProgress() as survey:
         survey("reading", 1, 2)
     assert capsys.readouterr().err.splitlines() == [STEP_LINE, f"clip 8/10  {progress_line(PROGRESS)}"]
 
