@@ -17,10 +17,9 @@ from torch import Tensor
 from hopecli.config.load import load_preset
 from hopecli.data.clip import ClipBatch
 from hopecli.engine.bench_machine import MATMUL_SIDE, matmul_rate, timed
-from hopecli.engine.bench_passes import recomputed_rollout
 from hopecli.engine.dry_run import random_batch
 from hopecli.models.build import build_model
-from hopecli.objectives.rollout import normalise, rollout
+from hopecli.objectives.rollout import normalise, recomputed_rollout, rollout
 from tests.masked_attention import one_masked_call
 
 TOLERANCE = 1e-5  # float32 rounding over the horizon; predictions are layer-normed, so of size 1

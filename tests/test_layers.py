@@ -43,7 +43,6 @@ LAYERS: dict[str, Layer] = {
             "data.survey",
             "hardware",
             "config.explain",
-            "config.schema",
         ),
         ("rich", "numpy"),
         ("matplotlib", "wandb"),
@@ -54,6 +53,7 @@ LAYERS: dict[str, Layer] = {
         ("torch", "numpy", "dotenv"),
         top=("config",),
     ),
+    "__main__": Layer(("cli",)),
 }
 # The one file of models that sees settings; layers themselves take plain arguments.
 SETTINGS_IN_MODELS = "models/build.py"

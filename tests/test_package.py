@@ -72,3 +72,11 @@ def test_shell_completion_offers_presets() -> None:
     names = sorted(path.stem for path in (ROOT / "presets").glob("quick*.yaml"))
     assert "quickstart" in names
     assert done.stdout.split() == names
+
+
+def test_python_m_hopecli_is_hope() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hopecli", "presets", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr.splitlines()[-1]

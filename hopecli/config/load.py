@@ -36,14 +36,17 @@ class Resolved:
 
 
 def load_preset(preset: str, overrides: Sequence[str] = (), *, where: str = "--preset") -> Resolved:
-    """Read a preset (name or path, given by `where`) with everything it extends, apply overrides, validate."""
+    """Read a preset (name or path, given by `where`) with everything it extends, apply overrides, validate.
+
+    SettingsError for a preset that is not found or cannot be read, and for all mistakes in it and the overrides.
+    """
     path = find_preset(preset, where=where)
     tree, origins = _read_chain(path, ())
     return resolve(tree, overrides, name=path.stem, origins=origins)
 
 
 def load_tree(tree: Tree, overrides: Sequence[str] = (), *, name: str, origin: str) -> Resolved:
-    """Validate a settings tree from elsewhere (a checkpoint's config) under overrides."""
+    """Validate a tree from elsewhere (a checkpoint's config) under overrides; SettingsError with all mistakes."""
     return resolve(copy.deepcopy(tree), overrides, name=name, origins=dict.fromkeys(_leaves(tree), origin))
 
 

@@ -22,11 +22,6 @@ class ClipBatch:
     extrinsics: Tensor | None
     names: tuple[str, ...]
 
-    @property
-    def frames(self) -> int:
-        """T, the number of encoded frames."""
-        return self.features.shape[1]
-
     def __len__(self) -> int:
         return self.features.shape[0]
 
@@ -38,6 +33,10 @@ class ClipBatch:
 
         extrinsics = None if self.extrinsics is None else move(self.extrinsics)
         return ClipBatch(move(self.features), move(self.actions), move(self.states), extrinsics, self.names)
+
+    def with_features(self, features: Tensor) -> ClipBatch:
+        """The same clips with other features [B, T, N, D], normalised ones for example."""
+        return ClipBatch(features, self.actions, self.states, self.extrinsics, self.names)
 
     def with_actions(self, actions: Tensor) -> ClipBatch:
         """The same clips under other actions [B, T-1, A]."""

@@ -124,7 +124,7 @@ def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
 
 
 def make_split(store: ClipStore) -> Split:
-    """Check, select and split the folder's clips for training."""
+    """Check, select and split the folder's clips for training; DataError when fewer than two can be used."""
     usable, skipped = usable_clips(store)
     if len(usable) < 2:
         raise DataError(

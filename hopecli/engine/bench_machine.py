@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hopecli.engine.memory import synchronise
+
 # A pass this slow needs no warm-up: what the first call does once is small beside it.
 SLOW_SECONDS = 2.0
 # A pass this slow is timed once, so that a full-size model on a small CPU is measured in minutes.
@@ -32,14 +34,6 @@ class Measured:
     seconds: float
     runs: int
     flops: int | None
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:

@@ -12,27 +12,15 @@ from torch import Tensor, nn
 
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
+from hopecli.engine.adapt import only_adapted
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.train_step import TrainingObjective, initial_phase
-from hopecli.models.protocol import Predictor, PredictorModule
-from hopecli.objectives.rollout import normalise, rollout, teacher_forced
+from hopecli.models.protocol import PredictorModule
+from hopecli.objectives.rollout import normalise, recomputed_rollout, rollout, teacher_forced
 
 Pass = Callable[[], object]
 ADAPTATION_LR = 1e-6
-
-
-def recomputed_rollout(model: Predictor, clip: ClipBatch, *, horizon: int, normalize_reps: bool) -> Tensor:
-    """The rollout from one true frame [B, H, N, D] without memory: every step runs the whole past again.
-
-    `clip.features` are already normalised. Equal to `rollout` with context_frames 1.
-    """
-    frames = [clip.features[:, 0]]
-    for t in range(horizon):
-        rows = None if clip.extrinsics is None else clip.extrinsics[:, : t + 1]
-        out = model(torch.stack(frames, dim=1), clip.actions[:, : t + 1], clip.states[:, : t + 1], rows)
-        frames.append(normalise(out[:, -1], enabled=normalize_reps))
-    return torch.stack(frames[1:], dim=1)
 
 
 def inference_passes(model: PredictorModule, settings: Settings, raw: ClipBatch, runtime: Runtime) -> dict[str, Pass]:
@@ -92,14 +80,10 @@ def adaptation_pass(model: PredictorModule, settings: Settings, raw: ClipBatch, 
     clip, o = _normalised(raw, settings), settings.objective
     horizon = settings.data.num_timesteps - 1
     optimizer = torch.optim.AdamW(norms, lr=ADAPTATION_LR)
-    adapted = {id(p) for p in norms}
 
     def run() -> None:
         model.eval()
-        trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-        try:
-            for p in model.parameters():
-                p.requires_grad_(id(p) in adapted)
+        with only_adapted(model, norms):
             with runtime.autocast():
                 out = rollout(
                     model, clip, context_frames=1, horizon=horizon, normalize_reps=o.normalize_reps, detach=True
@@ -107,14 +91,10 @@ def adaptation_pass(model: PredictorModule, settings: Settings, raw: ClipBatch, 
                 loss = (out - clip.features[:, 1:]).abs().mean()
             loss.backward()
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        finally:
-            for name, p in model.named_parameters():
-                p.requires_grad_(trainable[name])
 
     return run
 
 
 def _normalised(raw: ClipBatch, settings: Settings) -> ClipBatch:
     features = normalise(raw.features, enabled=settings.objective.normalize_reps)
-    return ClipBatch(features, raw.actions, raw.states, raw.extrinsics, raw.names)
+    return raw.with_features(features)

@@ -189,7 +189,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def load_checkpoint(given: str) -> Checkpoint:
-    """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file."""
+    """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file.
+
+    CheckpointError when there is none, or it is damaged or not of hopecli.
+    """
     file, run_dir = find_weights(given)
     with _opened(file) as archive:
         settings, info = _read_metadata(file, archive.metadata())

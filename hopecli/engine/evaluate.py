@@ -79,7 +79,7 @@ def _score_batch(
     model: PredictorModule, raw: ClipBatch, other_actions: Tensor | None, plan: EvalPlan, scores: ClipScores
 ) -> None:
     h = normalise(raw.features, enabled=plan.normalize_reps)
-    clip = ClipBatch(h, raw.actions, raw.states, raw.extrinsics, raw.names)
+    clip = raw.with_features(h)
     first, horizon = plan.context_frames, plan.horizon
     target = h[:, first : first + horizon].float()
 

@@ -1,10 +1,18 @@
-"""Peak memory of the device, or of this process on the CPU."""
+"""Peak memory of the device, or of this process on the CPU, and waiting for the device."""
 
 from __future__ import annotations
 
 import contextlib
 
 import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it: kernels run behind the host's back."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def reset_peak_memory(device: torch.device) -> int | None:

@@ -91,7 +91,10 @@ class Runtime:
 
 
 def start(choice: DeviceChoice) -> Runtime:
-    """Start the Accelerator for this device and precision (and the process group under torchrun)."""
+    """Start the Accelerator for this device and precision (and the process group under torchrun).
+
+    DeviceError when it was placed elsewhere, or on another number of processes.
+    """
     if PartialState._shared_state:  # a second command in one process (tests, notebooks) may choose otherwise
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(

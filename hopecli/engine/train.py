@@ -33,9 +33,11 @@ from hopecli.objectives.schedules import learning_rate, phase_at
 def train(job: TrainJob) -> TrainSummary:
     """Train to the end, or until a signal: then save and raise StoppedError.
 
-    A model without parameters is validated and saved at step 0, so that it can be evaluated like any other.
+    A model without parameters is validated and saved at step 0, so that it can be evaluated like any other. Also
+    raises DivergedError for losses or weights that are not finite, DataError for clips that cannot be read (the steps
+    taken are saved) and CheckpointError for what cannot be restored or written.
     """
-    s, run = job.settings, _Trainer(job)
+    s, run = job.settings, _Run(job)
     first = run.step if run.trainable else job.total_steps
     job.sink.begin(first_step=first, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
     if run.trainable and run.step == job.total_steps:
@@ -87,7 +89,7 @@ def _due(every: int, epoch: int, epochs: int) -> bool:
     return epoch == epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
 
 
-class _Trainer:
+class _Run:
     """The moving parts of one run."""
 
     def __init__(self, job: TrainJob):

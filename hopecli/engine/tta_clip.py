@@ -66,7 +66,7 @@ def prepare(raw: ClipBatch, plan: AdaptationPlan, runtime: Runtime) -> StreamCli
     target = h[:, first:last].float()
     # In sequential mode the last known true frame is the one before each target.
     known = h[:, first - 1 : last - 1] if plan.sequential else h[:, first - 1 : first].expand_as(target)
-    clip = ClipBatch(h, raw.actions, raw.states, raw.extrinsics, raw.names)
+    clip = raw.with_features(h)
     return StreamClip(clip, target, mean(_errors(known.float(), target)))
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from hopecli.engine.memory import peak_memory, reset_peak_memory
+from hopecli.engine.memory import peak_memory, reset_peak_memory, synchronise
 
 T = TypeVar("T")
 
@@ -17,10 +17,10 @@ def timed(work: Callable[[], T], device: torch.device, *, probe: bool) -> tuple[
     """The result, milliseconds, and with `probe` the growth of the memory peak in bytes."""
     size = None
     before = reset_peak_memory(device) if probe else None
-    _wait_for(device)
+    synchronise(device)
     started = time.perf_counter()
     result = work()
-    _wait_for(device)
+    synchronise(device)
     ms = 1e3 * (time.perf_counter() - started)
     if before is not None:
         peak = peak_memory(device)
@@ -31,11 +31,3 @@ def timed(work: Callable[[], T], device: torch.device, *, probe: bool) -> tuple[
 def larger(a: int | None, b: int | None) -> int | None:
     """The larger of two sizes; one that was not measured does not count."""
     return a if b is None else b if a is None else max(a, b)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Kernels run behind the host's back: a clock must wait for them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

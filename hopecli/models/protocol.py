@@ -54,15 +54,15 @@ class PredictorModule(nn.Module):
         self.num_patches = grid * grid
 
     def initial_state(self, batch_size: int) -> Memory:
-        raise AssertionError(f"{type(self).__name__} must define initial_state")
+        raise NotImplementedError(f"{type(self).__name__} must define initial_state")
 
     def step(
         self, frame: Tensor, action: Tensor, state_vec: Tensor, extrinsics: Tensor | None, *, memory: Memory, t: int
     ) -> tuple[Tensor, Memory]:
-        raise AssertionError(f"{type(self).__name__} must define step")
+        raise NotImplementedError(f"{type(self).__name__} must define step")
 
     def forward(self, features: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None = None) -> Tensor:
-        """See `Predictor.__call__`."""
+        """See `Predictor.__call__`; ValueError when actions, states or extrinsics are not as long as the frames."""
         frames = features.unflatten(1, (-1, self.num_patches)) if features.dim() == 3 else features  # [B, T, N, D]
         length = frames.shape[1]
         for name, rows in (("actions", actions), ("states", states), ("extrinsics", extrinsics)):

@@ -49,7 +49,10 @@ class TokenPredictor(PredictorModule):
         self.predictor_proj = nn.Linear(width, embed_dim)
 
     def embed(self, frames: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> Tensor:
-        """Tokens [B, T, C, W] of frames [B, T, N, D], actions [B, T, A], states [B, T, A], extrinsics [B, T, A-1]."""
+        """Tokens [B, T, C, W] of frames [B, T, N, D], actions [B, T, A], states [B, T, A], extrinsics [B, T, A-1].
+
+        ValueError when the model uses extrinsics and there are none.
+        """
         parts = [self.action_encoder(actions)[:, :, None], self.state_encoder(states)[:, :, None]]
         if self.use_extrinsics:
             if extrinsics is None:

@@ -94,7 +94,10 @@ class ViTAC(TokenPredictor):
         memory: KeyValueCache,
         t: int,
     ) -> tuple[Tensor, KeyValueCache]:
-        """See `Predictor.step`. Costs one frame: keys and values of earlier frames come from the cache."""
+        """See `Predictor.step`. Costs one frame: keys and values of earlier frames come from the cache.
+
+        ValueError when the cache does not hold exactly the t frames before this one.
+        """
         cached = memory.blocks[0].key.shape[2] // self.tokens_per_frame if memory.blocks else 0
         if cached != t:
             raise ValueError(f"the cache holds {cached} frames, so the next frame is {cached}, not {t}")

@@ -45,7 +45,7 @@ def training_loss(
 ) -> LossTerms:
     """Both losses of raw clips (features not yet normalised) under the curriculum's current phase."""
     target = normalise(clip.features, enabled=normalize_reps)
-    clip = ClipBatch(target, clip.actions, clip.states, clip.extrinsics, clip.names)
+    clip = clip.with_features(target)
     first, horizon = phase.context_frames, phase.T_rollout
     learning = torch.is_grad_enabled()
     with torch.set_grad_enabled(learning and phase.loss_weight_teacher > 0):

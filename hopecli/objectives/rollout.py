@@ -104,3 +104,16 @@ def rollout(
         memory=memory,
     )
     return torch.stack([prediction for t, prediction, _ in walk if t >= context_frames - 1], dim=1)
+
+
+def recomputed_rollout(model: Predictor, clip: ClipBatch, *, horizon: int, normalize_reps: bool) -> Tensor:
+    """The rollout from one true frame [B, H, N, D] without memory: every step runs the whole past again.
+
+    `clip.features` are already normalised. Equal to `rollout` with context_frames 1.
+    """
+    frames = [clip.features[:, 0]]
+    for t in range(horizon):
+        rows = None if clip.extrinsics is None else clip.extrinsics[:, : t + 1]
+        out = model(torch.stack(frames, dim=1), clip.actions[:, : t + 1], clip.states[:, : t + 1], rows)
+        frames.append(normalise(out[:, -1], enabled=normalize_reps))
+    return torch.stack(frames[1:], dim=1)

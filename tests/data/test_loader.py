@@ -157,7 +157,7 @@ def test_extrinsics_travel_with_the_batch(tmp_path: Path) -> None:
     assert batch.extrinsics is not None
     assert batch.extrinsics.tolist() == [[[1.0], [3.0]], [[2.0], [4.0]]]
     assert batch.features.dtype == torch.float64
-    assert (len(batch), batch.frames) == (2, 3)
+    assert (len(batch), batch.features.shape[1]) == (2, 3)
     assert batch.with_actions(torch.zeros_like(batch.actions)).extrinsics is batch.extrinsics
 
 

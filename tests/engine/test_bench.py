@@ -15,14 +15,14 @@ from hopecli.engine import probes
 from hopecli.engine.bench import bench, loader_rate, training_flops
 from hopecli.engine.bench_advice import Evidence, advise, as_measured, command
 from hopecli.engine.bench_machine import COPY_BYTES, MATMUL_SIDE, matmul_rate, measure_in_turn, timed_and_counted
-from hopecli.engine.bench_passes import adaptation_pass, inference_passes, recomputed_rollout, training_pass
+from hopecli.engine.bench_passes import adaptation_pass, inference_passes, training_pass
 from hopecli.engine.dry_run import random_batch
 from hopecli.engine.runtime import Runtime, start
 from hopecli.errors import DataError
 from hopecli.hardware import CudaDevice, probe, resolve
 from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
-from hopecli.objectives.rollout import rollout
+from hopecli.objectives.rollout import recomputed_rollout, rollout
 from tests.bench_rollout import main as bench_rollout
 from tests.cli.runner import TINY
 from tests.clips import count_rows, make_features, write_clip
