@@ -26,6 +26,7 @@ PRESET_SECTIONS = ("evaluation", "adaptation", "logging")
 CHECKPOINT_SECTIONS = ("model", "objective", "optimizer", "schedule", "training")
 CHECKPOINT_KEYS = ("data.grid", "data.embed_dim", "data.action_dim")
 FREE_KEYS = ("training.device",)
+COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
 
 
 @dataclass(frozen=True)
@@ -233,15 +234,17 @@ def _held_out(readings: list[ClipStore], split: Split, adapted_on: set[str]) -> 
     """The held-out clips of a training run in its folder or a copy of it, and why others of them are left out; none
     in any other folder.
 
-    A folder is taken for the one trained on when most clips with the names of training clips have their content
-    (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a held-out clip
-    with the content of a training clip, one that the weights were adapted on, and one that training found unreadable.
+    A folder is taken for the one trained on when most clips (a sample of them) with the names of training clips have
+    their content (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a
+    held-out clip with the content of a training clip, one that the weights were adapted on, and one that training found
+    unreadable.
     """
     from hopecli.data.store import clip_names
 
     store = readings[0]
     here = set(clip_names(store.folder).values())
     named = [name for name in split.train if name in here]
+    named = named[:: len(named) // COMPARED_CLIPS + 1]  # evenly: to read all of a large folder would take long
     trained_on = set(split.fingerprints.values())
     if 2 * len(recognised(readings, named, trained_on)) <= len(named):
         return [], {}

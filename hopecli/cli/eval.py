@@ -73,6 +73,7 @@ def eval_command(
 
 def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     """Score the clips and summarise."""
+    from hopecli.data.loader import shared_memory_note
     from hopecli.data.split import count_defects
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
     from hopecli.engine.results import EvalResults
@@ -106,6 +107,9 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         runtime=runtime,
         say=say,
     )
+    note = shared_memory_note(clips.store, clips.names, max(1, e.batch_size)) if runtime.is_main else None
+    if note:
+        say(note)
     scores = score_clips(
         model,
         clips.store,
@@ -141,7 +145,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         skipped_clips={**clips.left_out, **clips.skipped, **skips.reasons},
         preset=trained.checkpoint.info.get("preset"),
         seed=e.seed,
-        bootstrap_samples=e.bootstrap_samples,
+        bootstrap_samples=summary.resamples,
     )
     return Evaluation(results, scores, folder)
 

@@ -18,6 +18,10 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
     path = Path(given)
     with accessed(path, kind=CheckpointError):
         if (path / "config.yaml").is_file():
+            if not (path / "checkpoints").is_dir():
+                raise CheckpointError(
+                    "the run ended before its first checkpoint was written", where=given, fix="start it again"
+                )
             return path, path
         run_dir = path.absolute().parent.parent
         if (path / "trainer.pt").is_file() and (run_dir / "config.yaml").is_file():

@@ -139,6 +139,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
 def build(request: Request, runtime: Runtime) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
+    from hopecli.data.loader import shared_memory_note
     from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, read_split
     from hopecli.data.store import ClipStore
@@ -166,6 +167,9 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
             "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
         )
     d = settings.data
+    note = shared_memory_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
+    if note and runtime.is_main:
+        say(note)
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
     )

@@ -78,15 +78,15 @@ def tta_command(
     """
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope tta", fix="add --ckpt RUN")
-    check_launch()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    processes = os.environ.get("WORLD_SIZE", "1").strip()
+    if processes.isdecimal() and int(processes) > 1:
         raise SettingsError(
             "a stream is adapted to clip by clip, on one process",
             where="WORLD_SIZE",
             value=processes,
             fix="drop torchrun",
         )
+    check_launch()
     flags = [] if precision is None else [override("adaptation.precision", precision)]
     flags += [] if wandb is None else [override("logging.wandb", wandb)]
     trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir)

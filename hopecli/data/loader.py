@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from hopecli.config.schema import DataSettings
 from hopecli.data.clip import ClipBatch
 from hopecli.data.store import ClipStore, Sample
 from hopecli.errors import DataError
+
+SHARED_MEMORY = "/dev/shm"  # where readers leave batches for this process (Linux)
 
 
 class _Clips(Dataset):
@@ -112,17 +115,44 @@ class InOrder(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def reader_processes(settings: DataSettings) -> int:
-    """How many processes read: `data.workers`, but no more than the cores that this process may run on."""
+def reader_processes(settings: DataSettings, batch_bytes: int = 0) -> int:
+    """How many processes read: `data.workers`, but no more than the cores that this process may run on, nor than
+    shared memory has room for a batch of each and the one in use (0: this process reads)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(settings.workers, cores)
+    workers = min(settings.workers, cores)
+    if batch_bytes and os.path.isdir(SHARED_MEMORY):
+        # A reader that finds no room only prints an error: nobody would ever hear of its batch.
+        workers = min(workers, max(0, shutil.disk_usage(SHARED_MEMORY).free // batch_bytes - 1))
+    return workers
+
+
+def batch_bytes(store: ClipStore, names: Sequence[str], clips: int) -> int:
+    """About what a batch of so many clips takes, judged by the first one's features file; 0 where there is none."""
+    try:
+        return clips * os.path.getsize(store.paths(names[0])[0])
+    except (OSError, IndexError):
+        return 0
+
+
+def shared_memory_note(store: ClipStore, names: Sequence[str], clips: int) -> str | None:
+    """A line for the user when shared memory has no room for all readers of batches of so many clips."""
+    size = batch_bytes(store, names, clips)
+    wanted, fitting = reader_processes(store.settings), reader_processes(store.settings, size)
+    if fitting == wanted:
+        return None
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    return (
+        f"note: {fitting} of {wanted} processes read clips: {SHARED_MEMORY} has {free / 2**20:,.0f} MiB free and a batch "
+        f"takes {size / 2**20:,.0f} (docker run --shm-size; or lower data.batch_size, or raise training.accumulate)"
+    )
 
 
 def load_batches(
     store: ClipStore, names: Sequence[str], batches: Sampler[list[int]], *, pin_memory: bool
 ) -> Iterator[LoadedBatch]:
     """Read batches with `reader_processes` processes, each holding at most one batch."""
-    workers = reader_processes(store.settings)
+    size = batch_bytes(store, names, len(next(iter(batches), ())))
+    workers = reader_processes(store.settings, size)
     loader = DataLoader(
         _Clips(store, names),
         batch_sampler=batches,
@@ -134,7 +164,18 @@ def load_batches(
         # Reading is numpy on mapped files: fork is safe and spares a second import of torch per worker.
         persistent_workers=False,
     )
-    return iter(loader)
+    return _reading(iter(loader))
+
+
+def _reading(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
+    """The batches; DataError when a reader process is killed, as by the system when memory is short."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        fix = "memory may have been short: lower data.workers or data.batch_size"
+        raise DataError("a process that reads clips was killed", where="data.workers", fix=fix) from error
 
 
 def _leave_the_group(worker: int) -> None:

@@ -157,6 +157,7 @@ class ScoreSummary:
     action_sensitivity: Interval | None
     action_sensitivity_relative: float | None
     ratio_to_copy_last: float | None
+    resamples: int | None  # fewer than wanted where there are very many clips; None without intervals
 
 
 def summarise(scores: ClipScores, *, bootstrap_samples: int, seed: int) -> ScoreSummary:
@@ -175,6 +176,7 @@ def summarise(scores: ClipScores, *, bootstrap_samples: int, seed: int) -> Score
         action_sensitivity=sensitivity,
         action_sensitivity_relative=relative,
         ratio_to_copy_last=float(model / copy_last) if copy_last > 0 else None,
+        resamples=None if weights is None else len(weights),
     )
 
 

@@ -52,8 +52,9 @@ def interval(values: np.ndarray, weights: np.ndarray | None) -> Interval:
     mean = float(values.mean())
     if weights is None:
         return Interval(mean, None, None)
-    low, high = np.percentile(weights @ values, [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
+    # Around the mean float32 is exact enough, and the table of weights need not be converted for every interval.
+    low, high = np.percentile(weights @ (values - mean).astype(weights.dtype), [2.5, 97.5])
+    return Interval(mean, mean + float(low), mean + float(high))
 
 
 def bootstrap_weights(clips: int, *, samples: int, seed: int) -> np.ndarray | None:

@@ -33,9 +33,8 @@ from hopecli.objectives.schedules import learning_rate, phase_at
 def train(job: TrainJob) -> TrainSummary:
     """Train to the end, or until a signal: then save and raise StoppedError.
 
-    A model without parameters is validated and saved at step 0, so that it can be evaluated like any other. Also
-    raises DivergedError for losses or weights that are not finite, DataError for clips that cannot be read (the steps
-    taken are saved) and CheckpointError for what cannot be restored or written.
+    A model without parameters is validated and saved at step 0, so that it can be evaluated like any other. Raises
+    DivergedError, DataError for an unreadable clip (the steps are saved), CheckpointError for what cannot be written.
     """
     s, run = job.settings, _Run(job)
     first = run.step if run.trainable else job.total_steps
@@ -59,6 +58,9 @@ def train(job: TrainJob) -> TrainSummary:
                 job.sink.tick(run.step)
                 if run.step % s.logging.log_every == 0:
                     run.log()
+                    if run.step % job.steps_per_epoch and job.runtime.any(run.save_is_due()):
+                        run.save(epoch, keep=False, validation=None)
+                        run.meter.restart_clock()
                 if s.logging.diagnostics_every and run.step % s.logging.diagnostics_every == 0:
                     run.log()  # first what came first: W&B drops records older than its newest
                     run.diagnose(batches[0])
@@ -94,7 +96,7 @@ class _Run:
 
     def __init__(self, job: TrainJob):
         self.job, s = job, job.settings
-        self.step = self.saved = 0
+        self.step, self.saved, self.saved_at = 0, 0, time.perf_counter()
         self.validated: ValidationRecord | None = None
         accelerator = job.runtime.accelerator
         self.meter = Meter(job.runtime)
@@ -240,7 +242,12 @@ class _Run:
             if keep:
                 duplicate_checkpoint(kept, folder / "last")
                 remove_old(folder, job.settings.training.keep_last)
-        self.saved = self.step
+        self.saved, self.saved_at = self.step, time.perf_counter()
+
+    def save_is_due(self) -> bool:
+        """Whether the last checkpoint is `training.save_minutes` old: what a crash within a long epoch may cost."""
+        minutes = self.job.settings.training.save_minutes or float("inf")
+        return time.perf_counter() - self.saved_at >= 60 * minutes
 
     @contextmanager
     def saving_on_data_error(self) -> Iterator[None]:

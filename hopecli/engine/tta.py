@@ -6,6 +6,7 @@ import copy
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -85,6 +86,8 @@ class _Stream:
         self.saved_at, self.saving_seconds = time.perf_counter(), 0.0
         if job.resume:
             self._resume()
+        self.learned = Counter(row.order for row in self.record.rows)  # clips of each order
+        self.steps_skipped = sum(row.steps_skipped for row in self.record.rows)
 
     def _adapter(self, model: PredictorModule) -> Adapter:
         a = self.job.settings.adaptation
@@ -123,7 +126,7 @@ class _Stream:
         periodic = None
         if "periodic_reset" in self.adapters:
             adapter = self.adapters["periodic_reset"]
-            if sum(row.order == order for row in record.rows) % a.reset_every == 0:
+            if self.learned[order] % a.reset_every == 0:
                 adapter.reset()
             baseline = learn(adapter, given, frozen, plan, job.runtime)
             score_after_update(adapter, given, baseline, plan, job.runtime)
@@ -159,6 +162,8 @@ class _Stream:
             for adapter in self.adapters.values():
                 adapter.reset()
         record.rows.append(row)
+        self.learned[order] += 1
+        self.steps_skipped += row.steps_skipped
         job.sink.clip(row, self._progress(order))
 
     def _say_restarts(self, name: str, which: str, learned: Learned) -> int:
@@ -223,7 +228,7 @@ class _Stream:
             online=mean([row.online for row in recent]),
             frozen=mean([row.frozen for row in recent]),
             drift=recent[-1].drift,
-            steps_skipped=sum(row.steps_skipped for row in self.record.rows),
+            steps_skipped=self.steps_skipped,
             clips_skipped=len(self.record.skipped),
         )
 

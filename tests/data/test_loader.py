@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hopecli.data.loader import EpochBatches, InOrder, LoadedBatch, load_batches, require_all, stand_in
+from hopecli.data.loader import (
+    EpochBatches,
+    InOrder,
+    LoadedBatch,
+    batch_bytes,
+    load_batches,
+    reader_processes,
+    require_all,
+    shared_memory_note,
+    stand_in,
+)
 from hopecli.data.store import ClipStore
 from hopecli.errors import DataError
 from tests.clips import count_rows, data_settings, feature_file, make_features, write_clip, write_clips
@@ -177,3 +188,22 @@ def test_the_next_clip_that_can_be_read_stands_in(tmp_path: Path) -> None:
     feature_file(tmp_path, names[0]).write_bytes(b"")
     with pytest.raises(DataError, match="no training clip can be read"):
         stand_in(store, names, names[3])
+
+
+@pytest.mark.parametrize(("batches_of_room", "workers"), [(100, 2), (3, 2), (2.5, 1), (1.0, 0), (0.5, 0)])
+def test_readers_fit_into_shared_memory(
+    batches_of_room: float, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one batch per reader and one in use; a container often has 64 MB."""
+    names = [write_clip(tmp_path, 0), write_clip(tmp_path, 1)]
+    store = ClipStore(tmp_path, data_settings({"workers": 2}), use_extrinsics=False)
+    size = batch_bytes(store, names, 8)
+    assert size == 8 * (128 + make_features(0).nbytes)  # numpy's header and the numbers
+    monkeypatch.setattr("hopecli.data.loader.SHARED_MEMORY", str(tmp_path))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    room = SimpleNamespace(free=int(batches_of_room * size))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    assert reader_processes(store.settings, size) == workers
+    note = shared_memory_note(store, names, 8)
+    assert (note is None) == (workers == 2)
+    assert note is None or note.startswith(f"note: {workers} of 2 processes read clips")

@@ -77,7 +77,7 @@ def over_clips(values: np.ndarray, seed: int = SEED) -> Any:
     weights = bootstrap_weights(len(values), samples=SAMPLES, seed=seed)
     assert weights is not None
     low, high = np.percentile(weights @ values, [2.5, 97.5])
-    return pytest.approx([values.mean(), low, high], rel=1e-9)  # float64 sums in another order
+    return pytest.approx([values.mean(), low, high], rel=1e-6)  # weights are float32
 
 
 def parts(found: Interval | None) -> list[float | None]:

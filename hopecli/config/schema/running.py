@@ -25,6 +25,7 @@ class TrainingSettings(Section):
     precision: Precision = Field("auto", description="auto, fp32, bf16 or fp16")
     evaluate_every: Count = Field(1, description="epochs between validations; 0 = only at the end")
     save_every: Count = Field(1, description="epochs between kept checkpoints; 0 = only `last`")
+    save_minutes: PositiveFloat | None = Field(30.0, description="time after which `last` is saved within an epoch")
     keep_last: PositiveInt | None = Field(3, description="kept epoch checkpoints; null = all")
 
 
