@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hopecli.engine.train_job import TrainJob
 
 LEAVING_OUT = ("data.on_error", "data.max_skipped")  # lets a run that a bad clip has ended go on without it
+MANY_CLIPS = 2000  # so many take more than a moment to check
 SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
 
 
@@ -156,6 +157,9 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     runtime.barrier()
     folder = clips_folder(settings.data, say)
     store = ClipStore(folder, settings.data, use_extrinsics=settings.use_extrinsics)
+    clips = len(store.select())
+    if runtime.is_main and clips >= MANY_CLIPS:
+        say(f"checking {clips:,} clips in {folder}")
     split = make_split(store)
     steps_per_epoch(settings, len(split.train), runtime.world)
     if runtime.is_main and split.skipped:
