@@ -142,8 +142,8 @@ def shared_memory_note(store: ClipStore, names: Sequence[str], clips: int) -> st
         return None
     free = shutil.disk_usage(SHARED_MEMORY).free
     return (
-        f"note: {fitting} of {wanted} processes read clips: {SHARED_MEMORY} has {free / 2**20:,.0f} MiB free and a "
-        f"batch takes {size / 2**20:,.0f} (docker run --shm-size; or lower data.batch_size, or raise training.accumulate)"
+        f"note: {fitting} of {wanted} processes read clips: {SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, a "
+        f"batch takes {size / 2**20:,.0f} (docker run --shm-size; or a smaller data.batch_size, more training.accumulate)"
     )
 
 
