@@ -140,10 +140,10 @@ def shared_memory_note(store: ClipStore, names: Sequence[str], clips: int) -> st
     wanted, fitting = reader_processes(store.settings), reader_processes(store.settings, size)
     if fitting == wanted:
         return None
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    free = shutil.disk_usage(SHARED_MEMORY).free / 2**20
     return (
-        f"note: {fitting} of {wanted} processes read clips: {SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, a "
-        f"batch takes {size / 2**20:,.0f} (docker run --shm-size; or a smaller data.batch_size, more training.accumulate)"
+        f"note: {fitting} of {wanted} processes read clips: {SHARED_MEMORY} has {free:,.0f} MiB free, a batch takes "
+        f"{size / 2**20:,.0f} (docker run --shm-size; or a smaller data.batch_size, more training.accumulate)"
     )
 
 
