@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.common import data_overrides, gives_clips, override, with_data_folder
 from hopecli.cli.resume import newest_run
-from hopecli.errors import CheckpointError, DataError, HopeError, SettingsError
+from hopecli.errors import DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -62,10 +62,14 @@ class ChosenClips:
 
 
 def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None) -> Trained:
-    """Load a checkpoint, or 'last' run's, under `preset`'s evaluation, adaptation and logging and the overrides."""
+    """Load a checkpoint under the evaluation, adaptation and logging sections of `preset` and the overrides.
+
+    `ckpt` as --ckpt takes it: a folder or file, or 'last' for the run started last.
+    """
     from hopecli.config.explain import to_tree
     from hopecli.config.load import load_tree, merge, overridden, section_tree
     from hopecli.engine.checkpoint import load_checkpoint, load_into
+    from hopecli.engine.trained import settings_of
     from hopecli.models.build import build_model
     from hopecli.report.console import say
 
@@ -73,10 +77,7 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
         ckpt = str(newest_run(overrides))
         say(f"checkpoint: {ckpt}")
     checkpoint = load_checkpoint(ckpt)
-    try:
-        trained_under = load_tree(checkpoint.settings, name="checkpoint", origin="checkpoint").settings
-    except SettingsError as error:
-        raise CheckpointError(f"its settings are not valid: {error}", where=str(checkpoint.path)) from error
+    trained_under = settings_of(checkpoint)
     tree: dict[str, Any] = checkpoint.settings
     if preset is not None:
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS))

@@ -114,7 +114,7 @@ def check_launch() -> None:
     """SettingsError when the variables of torchrun are half there: its libraries would fail on them one by one."""
     variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     fix = "start with torchrun --nproc_per_node N -m hopecli.cli.main ..., or unset WORLD_SIZE, RANK and LOCAL_RANK"
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         value = os.environ.get(name)
         if value is not None and not value.strip().lstrip("-").isdecimal():
             raise SettingsError("must be a whole number", where=name, value=value, fix=fix)

@@ -126,12 +126,10 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
             )
     run_dir, source = find_run(resume, overrides)
     from hopecli.engine.checkpoint import load_checkpoint
+    from hopecli.engine.trained import settings_of
 
     checkpoint = load_checkpoint(str(source))
-    try:
-        load_tree(checkpoint.settings, name="checkpoint", origin="checkpoint")
-    except SettingsError as error:
-        raise CheckpointError(f"its settings are not valid: {error}", where=str(checkpoint.path)) from error
+    settings_of(checkpoint)  # first as they are, so that a mistake in them is not taken for one in the overrides
     name = str(checkpoint.info.get("preset", run_dir.parent.name))
     resolved = load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}")
     settings = with_data_folder(resolved.settings, recorded=not gives_clips(overrides))

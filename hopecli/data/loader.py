@@ -117,12 +117,13 @@ class InOrder(Sampler[list[int]]):
 
 def reader_processes(settings: DataSettings, batch_bytes: int = 0) -> int:
     """How many processes read: `data.workers`, but no more than the cores that this process may run on, nor than
-    shared memory has room for a batch of each and the one in use (0: this process reads)."""
+    its share of shared memory has room for a batch of each and the one in use (0: this process reads)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(settings.workers, cores)
     if batch_bytes and os.path.isdir(SHARED_MEMORY):
         # A reader that finds no room only prints an error: nobody would ever hear of its batch.
-        workers = min(workers, max(0, shutil.disk_usage(SHARED_MEMORY).free // batch_bytes - 1))
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started on this machine
+        workers = min(workers, max(0, shutil.disk_usage(SHARED_MEMORY).free // (batch_bytes * sharing) - 1))
     return workers
 
 

@@ -29,8 +29,8 @@ WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
 _FORMAT = "hopecli-1"
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
-# Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
 _RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
+# Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
 _NO_WEIGHTS = "no_weights"
 _WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have their own
 

@@ -204,6 +204,9 @@ def test_readers_fit_into_shared_memory(
     room = SimpleNamespace(free=int(batches_of_room * size))
     monkeypatch.setattr("shutil.disk_usage", lambda path: room)
     assert reader_processes(store.settings, size) == workers
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert reader_processes(store.settings, size // 2) == workers  # two processes with half a batch each
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     note = shared_memory_note(store, names, 8)
     assert (note is None) == (workers == 2)
     assert note is None or note.startswith(f"note: {workers} of 2 processes read clips")
