@@ -51,6 +51,8 @@ def training_loss(
     with torch.set_grad_enabled(learning and phase.loss_weight_teacher > 0):
         forced = teacher_forced(model, clip, frames=T_teacher, normalize_reps=normalize_reps)
         teacher = distance(forced, target[:, 1 : T_teacher + 1], loss_exp)
+    if not teacher.requires_grad:  # older torch would use its casts of the weights, which have no gradient, again
+        torch.clear_autocast_cache()
     with torch.set_grad_enabled(learning and phase.loss_weight_rollout > 0):
         rolled = rollout(model, clip, context_frames=first, horizon=horizon, normalize_reps=normalize_reps)
         rolled_loss = distance(rolled, target[:, first : first + horizon], loss_exp)

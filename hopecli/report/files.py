@@ -73,13 +73,15 @@ class MetricsFile:
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
     def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()  # a torn line is dropped below
-        kept = [f"{line}\n" for line in lines if _step_of(line) <= self.keep_until_step]
-        if len(kept) == len(lines):
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(
+            f"{line}\n" for line in text.splitlines() if _step_of(line) <= self.keep_until_step
+        )  # no torn line
+        if kept == text:
             return
         with written(self.path, fix=THEN_RESUME):
             self.file.close()
-            write_text(self.path, "".join(kept))
+            write_text(self.path, kept)
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
     def tick(self, step: int) -> None: ...

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hopecli.data.clip import ClipBatch
+from hopecli.models.convlstm import ConvLSTM
 from hopecli.objectives.losses import distance, training_loss
 from hopecli.objectives.schedules import ObjectivePhase
 from tests.objectives.adder import Adder, number_clip
@@ -120,3 +122,16 @@ def test_a_term_of_weight_zero_may_be_infinite() -> None:
     terms = training_loss(Exploding(), clip, phase=phase, T_teacher=3, normalize_reps=False, loss_exp=1.0)
     assert not terms.rollout.isfinite()
     assert terms.total.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("measured", ["loss_weight_teacher", "loss_weight_rollout"])
+def test_a_term_of_weight_zero_takes_no_gradient_from_the_other_under_autocast(measured: str) -> None:
+    """Autocast keeps its casts of weights: one made without gradients must not serve the term that is learned."""
+    phase = dataclasses.replace(PHASE, **{measured: 0.0})  # type: ignore[arg-type]
+    model = ConvLSTM(embed_dim=4, action_dim=1, grid=1, hidden=4, kernel_size=1)
+    torch.nn.init.ones_(model.decoder.weight)
+    rows = torch.ones(2, 3, 1)
+    clip = ClipBatch(torch.randn(2, 4, 1, 4), rows, rows, None, ("a", "b"))
+    with torch.autocast("cpu", torch.bfloat16):
+        training_loss(model, clip, phase=phase, T_teacher=3, normalize_reps=True, loss_exp=1.0).total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
