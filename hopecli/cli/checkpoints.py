@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,13 +270,11 @@ def _all_readable(store: ClipStore, names: Sequence[str]) -> bool:
 def recognised(readings: Sequence[ClipStore], names: Sequence[str], marks: set[str]) -> set[str]:
     """Those of the clips whose content, in one of the readings, has one of the fingerprints; a clip that cannot be read
     has none."""
-    from hopecli.data.fingerprint import fingerprints
+    from hopecli.data.fingerprint import readable_fingerprints
 
-    found = set()
+    found: set[str] = set()
     for store in readings if marks else ():
-        for name in names:
-            with contextlib.suppress(DataError):
-                found |= {name for mark in fingerprints(store, [name]).values() if mark in marks}
+        found |= {name for name, mark in readable_fingerprints(store, names).items() if mark in marks}
     return found
 
 

@@ -7,11 +7,14 @@ or layout of the same values is still the same clip.
 from __future__ import annotations
 
 import hashlib
-import mmap
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
+from hopecli.data.each import each
+from hopecli.data.headers import ArrayHeader, map_array, read_array, read_pieces
 from hopecli.data.store import ClipStore
 from hopecli.errors import DataError, accessed
 
@@ -24,30 +27,45 @@ _CHUNK = 1 << 19
 def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
     """Content hash of each clip: its number of features, all of a small clip or 16 pieces of 1024 over a large
     one, and all action rows. DataError for a clip that does not fit the settings."""
-    return {name: _fingerprint(store, name) for name in names}
+    wanted = list(names)
+    return dict(zip(wanted, each(partial(_fingerprint, store), wanted), strict=True))
+
+
+def readable_fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
+    """`fingerprints` of those of the clips that can be read and fit the settings."""
+
+    def attempt(name: str) -> str | None:
+        try:
+            return _fingerprint(store, name)
+        except DataError:
+            return None
+
+    wanted = list(names)
+    found = zip(wanted, each(attempt, wanted), strict=True)
+    return {name: mark for name, mark in found if mark is not None}
 
 
 def _fingerprint(store: ClipStore, name: str) -> str:
     digest = hashlib.blake2b(digest_size=MARK_BYTES)
     with accessed(store.folder / name, kind=DataError):
-        features, actions = store.stored(name)
-        values = features.reshape(-1)
-        if values.size > _WHOLE:
-            _read_only_what_is_touched(features)
-        digest.update(str(values.size).encode())
-        for start, stop in _sampled(values.size):
-            digest.update(_as(np.float16, values[start:stop]))
-        digest.update(_as(np.float32, actions))
+        headers = store.headers(name)
+        size = math.prod(headers.features.shape)
+        digest.update(str(size).encode())
+        for values in _pieces(store, name, headers.features, _sampled(size)):
+            digest.update(_as(np.float16, values))
+        digest.update(_as(np.float32, read_array(store.paths(name)[1], headers.actions)))
     return digest.hexdigest()
 
 
-def _read_only_what_is_touched(mapped: np.ndarray) -> None:
-    """Keep the system from reading ahead: between two of the pieces that would be most of the file."""
-    owner: object = mapped
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
-        owner.madvise(mmap.MADV_RANDOM)
+def _pieces(
+    store: ClipStore, name: str, header: ArrayHeader, pieces: Sequence[tuple[int, int]]
+) -> Iterator[np.ndarray]:
+    """Values start to stop of the clip's features, counted with the last axis fastest."""
+    path = store.paths(name)[0]
+    if not header.fortran_order or len(header.shape) < 2:
+        return read_pieces(path, header, pieces)
+    values = map_array(path, header).reshape(-1)  # reads all: such files are rare
+    return (values[start:stop] for start, stop in pieces)
 
 
 def _sampled(size: int) -> list[tuple[int, int]]:
@@ -66,11 +84,12 @@ def whole_hash(store: ClipStore, name: str) -> bytes:
     """Hash of all features and action rows of a clip; DataError when it does not fit the settings."""
     digest = hashlib.blake2b(digest_size=16)
     with accessed(store.folder / name, kind=DataError):
-        features, actions = store.stored(name)
-        values = features.reshape(-1)
+        headers = store.headers(name)
+        features, actions, _, _ = store.paths(name)
+        values = map_array(features, headers.features).reshape(-1)
         for start in range(0, values.size, _CHUNK):
             digest.update(_as(np.float16, values[start : start + _CHUNK]))
-        digest.update(_as(np.float32, actions))
+        digest.update(_as(np.float32, read_array(actions, headers.actions)))
     return digest.digest()
 
 

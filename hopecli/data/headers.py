@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import math
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -100,10 +102,38 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
 
 def map_array(path: Path, header: ArrayHeader) -> np.ndarray:
     """The file's array, memory-mapped read-only: only the parts that are used are read."""
-    order: Literal["F", "C"] = "F" if header.fortran_order else "C"
     if 0 in header.shape:
         return np.zeros(header.shape, header.dtype)
+    order = _order(header)
     return np.memmap(str(path), dtype=header.dtype, mode="r", offset=header.offset, shape=header.shape, order=order)
+
+
+def read_array(path: Path, header: ArrayHeader) -> np.ndarray:
+    """All of a small file's array, read-only; OSError when the file has become shorter."""
+    (values,) = read_pieces(path, header, [(0, math.prod(header.shape))])
+    return values.reshape(header.shape, order=_order(header))
+
+
+def read_pieces(path: Path, header: ArrayHeader, pieces: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Values start to stop of the file, as stored, for each (start, stop); OSError when the file has become shorter.
+
+    Waiting for a mapped page would hold up every other thread; waiting for a read does not.
+    """
+    size = header.dtype.itemsize
+    with open(path, "rb", buffering=0) as file:
+        if len(pieces) > 1 and hasattr(os, "posix_fadvise"):
+            # Reading ahead between the pieces would be reading most of the file.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for start, stop in pieces:
+            file.seek(header.offset + start * size)
+            data = file.read((stop - start) * size)
+            if len(data) != (stop - start) * size:
+                raise OSError(errno.EIO, "the file has become shorter")
+            yield np.frombuffer(data, header.dtype)
+
+
+def _order(header: ArrayHeader) -> Literal["F", "C"]:
+    return "F" if header.fortran_order else "C"
 
 
 def check_finite(what: str, values: np.ndarray, *, clip: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hopecli.data.each import each
 from hopecli.data.fingerprint import MARK_BYTES, fingerprints
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
@@ -87,15 +88,21 @@ def usable_clips(store: ClipStore, among: Collection[str] | None = None) -> tupl
     usable: dict[int, str] = {}
     problems: list[ClipProblem] = []
     skipped: dict[str, str] = {}
-    for number, name in chosen.items():
+
+    def problem_of(name: str) -> ClipProblem | None:
         try:
             store.check(name)
         except ClipProblem as problem:
-            if (s.on_short if problem.code == _SHORT else s.on_error) == "error":
-                problems.append(problem)
-            skipped[name] = f"{problem.code}: {problem.what}"
-        else:
+            return problem
+        return None
+
+    for (number, name), problem in zip(chosen.items(), each(problem_of, list(chosen.values())), strict=True):
+        if problem is None:
             usable[number] = name
+            continue
+        if (s.on_short if problem.code == _SHORT else s.on_error) == "error":
+            problems.append(problem)
+        skipped[name] = f"{problem.code}: {problem.what}"
     if problems:
         first = problems[0]
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""

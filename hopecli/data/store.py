@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops, original_row_counts
-from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_header
+from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_array, read_header
 from hopecli.errors import DataError, accessed
 
 _ROW_FILES = ("actions", "states", "extrinsics")
@@ -39,6 +40,16 @@ class Sample:
     actions: torch.Tensor
     states: torch.Tensor
     extrinsics: torch.Tensor | None
+
+
+class ClipHeaders(NamedTuple):
+    """Number of encoded frames T, and the headers of a clip's files (None: absent or not used)."""
+
+    frames: int
+    features: ArrayHeader
+    actions: ArrayHeader
+    states: ArrayHeader | None
+    extrinsics: ArrayHeader | None
 
 
 def numbered_clips(folder: Path) -> list[tuple[int, str]]:
@@ -105,8 +116,13 @@ class ClipStore:
 
     def check(self, name: str) -> int:
         """Check a clip's headers against the settings and return its number of encoded frames T."""
+        return self.headers(name).frames
+
+    def headers(self, name: str) -> ClipHeaders:
+        """The headers of a clip's files, checked against the settings; ClipProblem when one does not fit."""
         features, actions, states, extrinsics = self.paths(name)
-        frames = self._feature_frames(name, read_header(features, clip=name))
+        feature_header = read_header(features, clip=name)
+        frames = self._feature_frames(name, feature_header)
         if frames < self.settings.num_timesteps:
             raise ClipProblem(
                 "too_few_frames",
@@ -116,14 +132,17 @@ class ClipStore:
             )
         width, alignment = self.settings.action_dim, self.settings.action_alignment
         accepted = accepted_action_rows(alignment, frames)
-        self._rows(name, read_header(actions, clip=name), "actions", width, accepted, f"action_alignment {alignment}")
+        action_header = read_header(actions, clip=name)
+        self._rows(name, action_header, "actions", width, accepted, f"action_alignment {alignment}")
         frame_rows = (*original_row_counts(frames), frames - 1, frames)
+        state_header = extrinsics_header = None
         if os.path.lexists(states):  # a broken link is a defect, not an absent file
-            self._rows(name, read_header(states, clip=name), "states", width, frame_rows, "the state encoder")
+            state_header = read_header(states, clip=name)
+            self._rows(name, state_header, "states", width, frame_rows, "the state encoder")
         if self.use_extrinsics:
-            header = read_header(extrinsics, clip=name)
-            self._rows(name, header, "extrinsics", width - 1, frame_rows, "the extrinsics encoder")
-        return frames
+            extrinsics_header = read_header(extrinsics, clip=name)
+            self._rows(name, extrinsics_header, "extrinsics", width - 1, frame_rows, "the extrinsics encoder")
+        return ClipHeaders(frames, feature_header, action_header, state_header, extrinsics_header)
 
     def read(self, name: str) -> Sample:
         """Check and read one clip: the first num_timesteps frames and their transitions.
@@ -134,56 +153,50 @@ class ClipStore:
             return self._read(name)
 
     def _read(self, name: str) -> Sample:
-        frames = self.check(name)
-        s = self.settings
+        headers = self.headers(name)
+        s, frames = self.settings, headers.frames
         steps = s.num_timesteps - 1
-        features_path, _, states_path, extrinsics_path = self.paths(name)
-        mapped = map_array(features_path, read_header(features_path, clip=name))
+        features_path, actions_path, states_path, extrinsics_path = self.paths(name)
+        mapped = map_array(features_path, headers.features)
         patches = s.grid * s.grid
         used = mapped[: s.num_timesteps * patches] if mapped.ndim == 2 else mapped[: s.num_timesteps]
         features = np.array(used).reshape(s.num_timesteps, patches, s.embed_dim)
-        actions = self._aligned(name)
+        actions = self._aligned(read_array(actions_path, headers.actions))
         states = np.zeros_like(actions)
-        if os.path.lexists(states_path):
-            states = align_per_frame(self._load(states_path, name), frames=frames, transitions=steps)
+        if headers.states is not None:
+            states = align_per_frame(read_array(states_path, headers.states), frames=frames, transitions=steps)
         rows = None
-        if self.use_extrinsics:
-            rows = align_per_frame(self._load(extrinsics_path, name), frames=frames, transitions=steps)
+        if headers.extrinsics is not None:
+            rows = align_per_frame(read_array(extrinsics_path, headers.extrinsics), frames=frames, transitions=steps)
         for what, values in (("features", features), ("actions", actions), ("states", states), ("extrinsics", rows)):
             if values is not None:
                 check_finite(what, values, clip=name)
         extrinsics = None if rows is None else torch.from_numpy(rows)
         return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
 
-    def stored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """All features and action rows as the files hold them, memory-mapped; raises as `check` does."""
-        self.check(name)
-        features, actions, _, _ = self.paths(name)
-        return map_array(features, read_header(features, clip=name)), self._load(actions, name)
-
     def dropped_actions(self, names: Iterable[str]) -> int:
         """How many of these clips have non-zero action rows that data.action_alignment leaves out as no impulse."""
         if self.settings.action_alignment != "impulse":
             return 0
-        return sum(impulse_drops(self._load(self.paths(name)[1], name)) for name in names)
+        return sum(impulse_drops(self.action_rows(name)) for name in names)
 
     def read_actions(self, name: str) -> torch.Tensor:
         """The aligned actions [T-1, A] of a clip alone."""
         with accessed(name, kind=DataError):
-            actions = self._aligned(name)
+            actions = self._aligned(self.action_rows(name))
         check_finite("actions", actions, clip=name)
         return torch.from_numpy(actions)
 
-    def _aligned(self, name: str) -> np.ndarray:
+    def action_rows(self, name: str) -> np.ndarray:
+        """The action rows as stored; ClipProblem when the file is no readable array."""
+        path = self.paths(name)[1]
+        return read_array(path, read_header(path, clip=name))
+
+    def _aligned(self, rows: np.ndarray) -> np.ndarray:
         s = self.settings
-        rows = self._load(self.paths(name)[1], name)
         return align_actions(
             rows, alignment=s.action_alignment, reduce=s.action_reduce, transitions=s.num_timesteps - 1
         )
-
-    @staticmethod
-    def _load(path: Path, name: str) -> np.ndarray:
-        return np.asarray(map_array(path, read_header(path, clip=name)))
 
     def _feature_frames(self, name: str, header: ArrayHeader) -> int:
         s, shape = self.settings, header.shape
