@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from hopecli.data.split import Split
     from hopecli.data.store import ClipStore
     from hopecli.engine.checkpoint import Checkpoint
-    from hopecli.engine.runtime import Runtime
     from hopecli.models.protocol import PredictorModule
 
 # What a preset may change of a trained model's protocol; the model and its clips' layout belong to the checkpoint.
@@ -142,42 +141,31 @@ def _require_same_model(settings: Settings, trained_under: Settings) -> None:
         raise SettingsError("belong to the checkpoint", where=", ".join(wrong), fix="leave them out")
 
 
-def open_store(settings: Settings, runtime: Runtime, say: Callable[[str], None]) -> ClipStore:
-    """The clips of these settings; the built-in ones are made by the main process while the others wait."""
+def open_store(settings: Settings, say: Callable[[str], None]) -> ClipStore:
+    """The clips of these settings; built-in ones are made where they are not in the cache."""
     from hopecli.data.source import clips_folder
     from hopecli.data.store import ClipStore
 
-    if runtime.is_main:
-        clips_folder(settings.data, say)
-    runtime.barrier()
-    folder = clips_folder(settings.data, say)
-    return ClipStore(folder, settings.data, use_extrinsics=settings.use_extrinsics)
+    return ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
 
 
 def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None:
     """The split the checkpoint was trained on: from its run directory, or made again from its settings where the
     clips are still the same; None when it is not known, or its clips cannot be recognised any more."""
-    from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, read_split
-    from hopecli.data.store import ClipStore
 
     run_dir = trained.checkpoint.run_dir
     if run_dir is not None and (run_dir / "split.json").is_file():
         split = read_split(run_dir / "split.json")
         return split if split.comparable else None
     try:
-        store = ClipStore(
-            clips_folder(trained.trained_under.data, say),
-            trained.trained_under.data,
-            use_extrinsics=trained.trained_under.use_extrinsics,
-        )
-        split = make_split(store)
+        split = make_split(open_store(trained.trained_under, say))
     except HopeError:
         return None
     return split if split.hash == trained.checkpoint.info.get("split") else None
 
 
-def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callable[[str], None]) -> ChosenClips:
+def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) -> ChosenClips:
     """The clips that `evaluation.clips` asks for, with the overlap counted by content: with the clips that the weights
     were trained on and, for adapted weights, with those they were adapted on.
 
@@ -185,7 +173,7 @@ def held_out_or_all(trained: Trained, runtime: Runtime, which: str, say: Callabl
     """
     from hopecli.data.split import usable_clips
 
-    store = open_store(trained.settings, runtime, say)
+    store = open_store(trained.settings, say)
     split = training_split(trained, say)
     adapted_on = trained.adapted_on
     readings = _readings(trained, store)

@@ -84,7 +84,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
 
     s, started = trained.settings, time.perf_counter()
     e = s.evaluation
-    clips = held_out_or_all(trained, runtime, e.clips, say if runtime.is_main else lambda text: None)
+    clips = runtime.from_main(lambda: held_out_or_all(trained, e.clips, say))  # once: all must score the same clips
     folder = results_folder(trained, "eval", name or clips.label)
     require_writable(folder)
     if runtime.is_main:

@@ -30,7 +30,9 @@ from hopecli.errors import CheckpointError, SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
+    from hopecli.config.schema import Settings
     from hopecli.data.split import Split
+    from hopecli.data.store import ClipStore
     from hopecli.engine.results import TrainSummary
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.sink import Sink
@@ -139,35 +141,18 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 def build(request: Request, runtime: Runtime) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
     from hopecli.data.loader import shared_memory_note
-    from hopecli.data.source import clips_folder
-    from hopecli.data.split import make_split, read_split
-    from hopecli.data.store import ClipStore
+    from hopecli.data.split import read_split
     from hopecli.engine.checkpoint import find_weights, load_checkpoint, load_into, load_trainer
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
-    from hopecli.report.console import counted, say
+    from hopecli.report.console import say
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
     mode, reason = resolve_mode(settings.logging.wandb)
-    if runtime.is_main:
-        clips_folder(settings.data, say)
-    runtime.barrier()
-    folder = clips_folder(settings.data, say)
-    store = ClipStore(folder, settings.data, use_extrinsics=settings.use_extrinsics)
-    clips = len(store.select())
-    if runtime.is_main and clips >= MANY_CLIPS:
-        say(f"checking {clips:,} clips in {folder}")
-    split = make_split(store)
+    # Once for all processes: each would read every clip, and one that sees another folder would train on other clips.
+    store, split = runtime.from_main(lambda: find_clips(settings))
     steps_per_epoch(settings, len(split.train), runtime.world)
-    if runtime.is_main and split.skipped:
-        say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
-    dropped = store.dropped_actions(split.train[:SAMPLED_CLIPS]) if runtime.is_main else 0
-    if dropped:
-        say(
-            f"warning: {dropped} of the first {len(split.train[:SAMPLED_CLIPS])} training clips have non-zero actions "
-            "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
-        )
     d = settings.data
     note = shared_memory_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
     if note and runtime.is_main:
@@ -183,7 +168,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         if checkpoint.info.get("split") not in (before.hash, split.hash) or not split.same_clips(before):
             raise CheckpointError(
                 "the clips are not those the run was started with (the split's hash differs)",
-                where=str(folder),
+                where=str(store.folder),
                 value=f"{split.hash}, the run has {checkpoint.info.get('split')}",
                 fix="give the original folder with --data-dir",
             )
@@ -194,7 +179,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     name = request.resolved.name
     run_dir = request.resume
     if run_dir is None:
-        run_dir = Path(runtime.share(str(make_run_dir(runs_folder(settings) / name)) if runtime.is_main else ""))
+        run_dir = runtime.from_main(lambda: make_run_dir(runs_folder(settings) / name))
     sink = open_sinks(request, run_dir, split, runtime, mode=mode, reason=reason, first_step=first_step)
     return TrainJob(
         preset=name,
@@ -208,6 +193,30 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         resumed=resumed,
         skipped=skipped,
     )
+
+
+def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
+    """The folder of clips, made first where they are built in, and its split."""
+    from hopecli.data.source import clips_folder
+    from hopecli.data.split import make_split
+    from hopecli.data.store import ClipStore
+    from hopecli.report.console import counted, say
+
+    store = ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
+    clips = len(store.select())
+    if clips >= MANY_CLIPS:
+        say(f"checking {clips:,} clips in {store.folder}")
+    split = make_split(store)
+    if split.skipped:
+        say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
+    looked_at = split.train[:SAMPLED_CLIPS]
+    dropped = store.dropped_actions(looked_at)
+    if dropped:
+        say(
+            f"warning: {dropped} of the first {len(looked_at)} training clips have non-zero actions "
+            "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
+        )
+    return store, split
 
 
 def open_sinks(

@@ -135,7 +135,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     s = trained.settings
     model = trained.model.to(runtime.device)
     groups = adapted_groups(model, s.adaptation.adapt, s.model, s.adaptation.weight_decay)
-    chosen = held_out_or_all(trained, runtime, s.evaluation.clips, say)
+    chosen = held_out_or_all(trained, s.evaluation.clips, say)
     marks = fingerprints(chosen.store, chosen.names)
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     stem = "" if request.preset is None else f"{find_preset(request.preset).stem}_"

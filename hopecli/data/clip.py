@@ -5,6 +5,7 @@ Shapes: B clips, T encoded frames, N patches, D feature width, A action width. A
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,17 @@ class ClipBatch:
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> ClipBatch:
         """The batch on `device` in `dtype`; the stored dtype travels, so that a float16 clip moves half the bytes."""
+        # On MPS a copy that is not waited for may read memory that has been given back (pytorch issue 139550).
+        ahead = device.type == "cuda"
+        return self._each(lambda x: x.to(device, non_blocking=ahead).to(dtype))
 
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True).to(dtype)
+    def pin_memory(self) -> ClipBatch:
+        """The batch in page-locked memory; what a DataLoader calls."""
+        return self._each(Tensor.pin_memory)
 
-        extrinsics = None if self.extrinsics is None else move(self.extrinsics)
-        return ClipBatch(move(self.features), move(self.actions), move(self.states), extrinsics, self.names)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        extrinsics = None if self.extrinsics is None else change(self.extrinsics)
+        return ClipBatch(change(self.features), change(self.actions), change(self.states), extrinsics, self.names)
 
     def with_features(self, features: Tensor) -> ClipBatch:
         """The same clips with other features [B, T, N, D], normalised ones for example."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +45,10 @@ class LoadedBatch:
 
     clips: ClipBatch | None
     errors: tuple[DataError, ...] = ()
+
+    def pin_memory(self) -> LoadedBatch:
+        """The batch in page-locked memory, which a device copies from while the host goes on."""
+        return LoadedBatch(None if self.clips is None else self.clips.pin_memory(), self.errors)
 
 
 def collate(samples: Sequence[Sample | DataError]) -> LoadedBatch:
@@ -106,7 +114,9 @@ class InOrder(Sampler[list[int]]):
     """Clips in order for evaluation: process r takes batches r, r + world, ...; nothing repeated or dropped."""
 
     def __init__(self, *, clips: int, batch: int, rank: int = 0, world: int = 1):
-        self.batches = [list(range(i, min(i + batch, clips))) for i in range(0, clips, batch)][rank::world]
+        every = [list(range(i, min(i + batch, clips))) for i in range(0, clips, batch)]
+        self.batches = every[rank::world]
+        self.rounds = -(-len(every) // world)  # batches of the process that has most
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -162,18 +172,30 @@ def load_batches(
         pin_memory=pin_memory,
         prefetch_factor=1 if workers else None,
         worker_init_fn=_leave_the_group,
-        # Reading is numpy on mapped files: fork is safe and spares a second import of torch per worker.
-        persistent_workers=False,
+        # Reading is numpy on files: fork is safe, and spares a second import of torch per reader and epoch.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    return _reading(iter(loader))
+    with _no_handler_of_dead_readers():
+        batches = iter(loader)
+    return _reading(batches)
+
+
+@contextmanager
+def _no_handler_of_dead_readers() -> Iterator[None]:
+    """Keep torch from raising wherever the main process is when a reader dies: in the middle of an optimizer step it
+    would leave half of one behind. Waiting for the reader's next batch finds it out as well."""
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _reading(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
     """The batches; DataError when a reader process is killed, as by the system when memory is short."""
     try:
         yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed a batch over
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         fix = "memory may have been short: lower data.workers or data.batch_size"
         raise DataError("a process that reads clips was killed", where="data.workers", fix=fix) from error

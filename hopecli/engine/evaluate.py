@@ -7,14 +7,14 @@ clips with a fixed seed, whose gap to `model` is the action sensitivity.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from hopecli.data.clip import ClipBatch
-from hopecli.data.loader import InOrder, load_batches
+from hopecli.data.loader import InOrder, LoadedBatch, load_batches
 from hopecli.data.store import ClipStore
 from hopecli.engine.results import EvalRow, Interval, ValidationRecord
 from hopecli.engine.runtime import Runtime
@@ -48,27 +48,34 @@ def score_clips(
     batch_size: int,
     seed: int = 0,
     skips: Skips,
+    between: Callable[[], None] | None = None,
 ) -> ClipScores:
     """Score every clip, shared between processes, in the order of `names`.
 
-    `skips` decides what becomes of clips that cannot be read. The model's train/eval mode is restored.
+    `skips` decides what becomes of clips that cannot be read. `between` is called before each batch, equally often on
+    every process. The model's train/eval mode is restored.
     """
     batches = InOrder(clips=len(names), batch=batch_size, rank=runtime.rank, world=runtime.world)
     donors = dict(zip(names, action_donors(names, seed), strict=True)) if plan.shuffled_action else {}
     scores = ClipScores()
     was_training = model.training
     model.eval()
+    loader = load_batches(store, names, batches, pin_memory=runtime.pin_memory)
     try:
-        for loaded in load_batches(store, names, batches, pin_memory=runtime.pin_memory):
-            for error in loaded.errors:
-                skips.note(error)
-            if loaded.clips is None:
-                continue
-            others = None
-            if donors and len(names) > 1:
-                others = torch.stack([_donated_actions(store, donors, name) for name in loaded.clips.names])
-            with runtime.autocast():
-                _score_batch(model, loaded.clips.to(runtime.device), others, plan, scores)
+        for _ in range(batches.rounds):
+            if between is not None:
+                between()
+            with skips.failing_together():
+                loaded = next(loader, LoadedBatch(None))
+                for error in loaded.errors:
+                    skips.note(error)
+                if loaded.clips is None:
+                    continue
+                others = None
+                if donors and len(names) > 1:
+                    others = torch.stack([_donated_actions(store, donors, name) for name in loaded.clips.names])
+                with runtime.autocast():
+                    _score_batch(model, loaded.clips.to(runtime.device), others, plan, scores)
     finally:
         model.train(was_training)
     skips.agree()

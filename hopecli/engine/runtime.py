@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from hopecli.errors import DeviceError
+from hopecli.errors import DeviceError, HopeError
 from hopecli.hardware import DeviceChoice
 
+Result = TypeVar("Result")
+
+# Others wait while the main process makes or checks clips; torchrun ends them all when one dies.
+PATIENCE = timedelta(hours=12)
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -25,6 +31,7 @@ class Runtime:
 
     accelerator: Accelerator
     choice: DeviceChoice
+    host_group: Any = None  # ProcessGroup for plain values; None: the default group works on the host already
 
     @property
     def device(self) -> torch.device:
@@ -65,24 +72,55 @@ class Runtime:
         """Elementwise sum over processes."""
         return self.accelerator.reduce(values, reduction="sum") if self.world > 1 else values
 
+    def host_sum(self, *values: float) -> list[float]:
+        """Sums over processes of numbers that the hosts hold: does not wait for the device."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.host_group)
+        return total.tolist()
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
-        if self.world == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+        return self.host_sum(float(flag))[0] > 0
 
     def gather(self, items: Sequence[Any]) -> list[Any]:
         """Lists of plain objects from all processes, joined in process order."""
-        return list(gather_object(list(items))) if self.world > 1 else list(items)
+        if self.world == 1:
+            return list(items)
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, list(items), group=self.host_group)
+        return [item for part in parts for item in part]
 
-    def share(self, value: Any) -> Any:
-        """The main process's value, on every process."""
-        return broadcast_object_list([value])[0] if self.world > 1 else value
+    def from_main(self, work: Callable[[], Result]) -> Result:
+        """What work() gives on the main process, on every process: what must not differ is found out once.
+
+        Where it raises a HopeError the other processes end without a word of their own, with its exit code.
+        """
+        if self.world == 1:
+            return work()
+        outcome: list[Any] = [None, 0]
+        failed: HopeError | None = None
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except HopeError as error:
+                failed, outcome[1] = error, error.exit_code
+        dist.broadcast_object_list(outcome, src=0, group=self.host_group)
+        if failed is not None:
+            raise failed
+        if outcome[1]:
+            raise SystemExit(outcome[1])
+        return outcome[0]
+
+    def raise_as_one(self, error: HopeError) -> NoReturn:
+        """Raise an error that all processes have at the same place: the main process says it, the others only end."""
+        raise error if self.is_main else SystemExit(error.exit_code)
 
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world > 1:
-            self.accelerator.wait_for_everyone()
+            dist.barrier(group=self.host_group)
 
     def close(self) -> None:
         """Leave the process group, so that a later command in this process can start another one."""
@@ -103,6 +141,7 @@ def start(choice: DeviceChoice) -> Runtime:
         step_scheduler_with_optimizer=False,
         # Given as a plugin, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     announced = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != announced:
@@ -117,4 +156,7 @@ def start(choice: DeviceChoice) -> Runtime:
             where="--device",
             fix="unset ACCELERATE_* variables or use --device auto",
         )
-    return Runtime(accelerator, choice)
+    # fp32 means fp32: convolutions would use TF32 by default and products would not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    apart = announced > 1 and choice.device != "cpu"
+    return Runtime(accelerator, choice, dist.new_group(backend="gloo", timeout=PATIENCE) if apart else None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.split import check_skipped
@@ -36,6 +38,7 @@ class Skips:
         self.settings, self.clips, self.before, self.folder = settings, clips, before, folder
         self.runtime, self.say = runtime, say
         self.reasons: dict[str, str] = {} if reasons is None else reasons
+        self.failure: DataError | None = None
         self._new: list[tuple[str, str, str]] = []
 
     def note(self, error: DataError) -> str:
@@ -49,9 +52,29 @@ class Skips:
             self.agree()
         return name
 
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Put aside a DataError of one process among several, until all of them can end with it."""
+        try:
+            yield
+        except DataError as error:
+            if self.runtime.world == 1:
+                raise
+            self.failure = self.failure or error
+
+    def raise_failure(self) -> NoReturn:
+        """Raise what some process has failed with; to be called on all of them."""
+        mine = [] if self.failure is None else [(self.failure.what, self.failure.where, self.failure.fix)]
+        what, where, fix = self.runtime.gather(mine)[0]
+        self.runtime.raise_as_one(DataError(what, where=where, fix=fix))
+
     def agree(self) -> None:
-        """Share what was noted; DataError, on every process, when more than data.max_skipped are left out."""
-        if self.settings.on_error == "error" or not self.runtime.any(bool(self._new)):
+        """Share what was noted; DataError, on every process, when one failed or more than data.max_skipped are left
+        out."""
+        news, failures = self.runtime.host_sum(len(self._new), self.failure is not None)
+        if failures:
+            self.raise_failure()
+        if not news:
             return
         for name, what, text in self.runtime.gather(self._new):
             if name not in self.reasons:
@@ -59,4 +82,7 @@ class Skips:
                 if self.runtime.is_main:
                     self.say(f"skipping {text}")
         self._new.clear()
-        check_skipped(self.before + len(self.reasons), self.clips, self.settings.max_skipped, str(self.folder))
+        try:
+            check_skipped(self.before + len(self.reasons), self.clips, self.settings.max_skipped, str(self.folder))
+        except DataError as error:
+            self.runtime.raise_as_one(error)

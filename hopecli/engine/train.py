@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from typing import Any
 
-from hopecli.config.explain import to_tree
-from hopecli.data.clip import ClipBatch
-from hopecli.data.loader import EpochBatches, load_batches, stand_in
-from hopecli.data.split import count_defects
-from hopecli.engine.checkpoint import OTHER_CHECKPOINT, TRAINER, duplicate_checkpoint, remove_old, save_checkpoint
-from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
-from hopecli.engine.meter import Meter, check_finite, check_sound
-from hopecli.engine.optim import PeriodicAdamW, parameter_groups
-from hopecli.engine.results import DiagnosticsRecord, TrainSummary, ValidationRecord
-from hopecli.engine.signals import StopRequest, stop_on_signal
-from hopecli.engine.skips import Skips
+from hopecli.engine.results import TrainSummary
+from hopecli.engine.signals import stop_on_signal
 from hopecli.engine.train_job import TrainJob
-from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
-from hopecli.errors import CheckpointError, DataError, HopeError, StoppedError
-from hopecli.models.build import count_parameters
-from hopecli.models.hope.diagnostics import diagnostics
-from hopecli.models.hope.predictor import HopePredictor
-from hopecli.objectives.rollout import normalise
-from hopecli.objectives.schedules import learning_rate, phase_at
+from hopecli.engine.train_run import TrainRun
+from hopecli.engine.train_step import initial_phase, seed_step, train_step
+from hopecli.objectives.schedules import phase_at
 
 
 def train(job: TrainJob) -> TrainSummary:
@@ -36,25 +18,24 @@ def train(job: TrainJob) -> TrainSummary:
     A model without parameters is validated and saved at step 0, so that it can be evaluated like any other. Raises
     DivergedError, DataError for an unreadable clip (the steps are saved), CheckpointError for what cannot be written.
     """
-    s, run = job.settings, _Run(job)
-    first = run.step if run.trainable else job.total_steps
-    job.sink.begin(first_step=first, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
+    s, run = job.settings, TrainRun(job)
+    job.sink.begin(first_step=run.first_step, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
     if run.trainable and run.step == job.total_steps:
         job.sink.message(f"all {run.step} steps are done already")
     started = time.perf_counter()
     validation = run.validated
     run.meter.restart_clock()
     with stop_on_signal() as stop, run.saving_on_data_error():
-        for epoch in range(first // job.steps_per_epoch, s.training.epochs):
+        for epoch in range(run.first_epoch, s.training.epochs):
             phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
-            for batches, data_seconds in run.batches(epoch):
+            for batch in run.batches(epoch):
                 lr = run.set_learning_rate()
                 seed_step(s.training.seed, run.step, job.runtime.rank)
                 tensors = train_step(
-                    run.objective, run.optimizer, batches, phase, runtime=job.runtime, grad_clip=s.optimizer.grad_clip
+                    run.objective, run.optimizer, batch, phase, runtime=job.runtime, grad_clip=s.optimizer.grad_clip
                 )
                 run.step += 1
-                run.meter.add(run.step, epoch, lr, tensors, data_seconds)
+                run.meter.add(run.step, epoch, lr, tensors, batch.seconds)
                 job.sink.tick(run.step)
                 if run.step % s.logging.log_every == 0:
                     run.log()
@@ -63,238 +44,19 @@ def train(job: TrainJob) -> TrainSummary:
                         run.meter.restart_clock()
                 if s.logging.diagnostics_every and run.step % s.logging.diagnostics_every == 0:
                     run.log()  # first what came first: W&B drops records older than its newest
-                    run.diagnose(batches[0])
+                    run.diagnose(batch.micro_batches[0])
                     run.meter.restart_clock()
-                if run.step % job.steps_per_epoch and job.runtime.any(bool(stop)):
-                    run.log()
-                    run.save(epoch, keep=False, validation=None)
-                    job.runtime.barrier()
-                    raise run.stopped(stop)
+                if run.step % job.steps_per_epoch:
+                    run.stop_if_asked(stop, epoch)
             run.log()
-            validation = None
-            if _due(s.training.evaluate_every, epoch, s.training.epochs):
-                validation = run.validate(epoch)
-            keep = s.training.save_every > 0 and _due(s.training.save_every, epoch, s.training.epochs)
-            run.save(epoch, keep=keep, validation=validation)
+            validation = run.validate(epoch, stop) if run.validation_is_due(epoch) else None
+            run.save(epoch, keep=run.keeps(epoch), validation=validation)
             job.runtime.barrier()
             if run.step < job.total_steps and job.runtime.any(bool(stop)):
                 raise run.stopped(stop)
             run.meter.restart_clock()
-        if validation is None:  # nothing to train, or a resumed run that a bad held-out clip ended here
-            validation = run.validate(s.training.epochs - 1 if run.trainable else 0)
-            run.save(s.training.epochs - 1, keep=run.trainable and s.training.save_every > 0, validation=validation)
+        if not run.trainable:
+            validation = run.validate(0, stop)
+            run.save(s.training.epochs - 1, keep=False, validation=validation)
             job.runtime.barrier()
     return run.summary(time.perf_counter() - started, validation)
-
-
-def _due(every: int, epoch: int, epochs: int) -> bool:
-    return epoch == epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
-
-
-class _Run:
-    """The moving parts of one run."""
-
-    def __init__(self, job: TrainJob):
-        self.job, s = job, job.settings
-        self.step, self.saved, self.saved_at = 0, 0, time.perf_counter()
-        self.validated: ValidationRecord | None = None
-        accelerator = job.runtime.accelerator
-        self.meter = Meter(job.runtime)
-        self.skips = Skips(
-            s.data,
-            clips=len(job.split.train) + len(job.split.held_out) + len(job.split.skipped),
-            before=count_defects(job.split.skipped),
-            folder=job.store.folder,
-            runtime=job.runtime,
-            say=job.sink.message,
-            reasons=job.skipped,
-        )
-        o = s.objective
-        self.plan = EvalPlan(
-            context_frames=o.context_frames,
-            horizon=s.data.num_timesteps - o.context_frames,
-            T_teacher=o.T_teacher,
-            normalize_reps=o.normalize_reps,
-        )
-        self.trainable = any(p.requires_grad for p in job.model.parameters())
-        if not self.trainable:
-            return
-        self.job.model.train()
-        groups = parameter_groups(job.model, s.optimizer, s.model)
-        # The fused step applies the loss scaler inside its kernel, after a slow group's gradients were put aside.
-        self.raw_optimizer = PeriodicAdamW(groups, s.optimizer, fused=job.runtime.choice.precision != "fp16")
-        self.objective, self.optimizer = accelerator.prepare(
-            TrainingObjective(job.model, s.objective), self.raw_optimizer
-        )
-        if job.resumed is not None:
-            self._restore(job.resumed)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Go on from the trainer's state of a checkpoint; CheckpointError when it is that of another run."""
-        try:
-            self.raw_optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            what = f"{TRAINER} does not fit this run: {error}"
-            raise CheckpointError(what, where=str(self.job.run_dir), fix=OTHER_CHECKPOINT) from error
-        self.step = self.saved = state["step"]
-        self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version
-        self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
-        scaler = self.job.runtime.accelerator.scaler
-        if scaler is not None and state.get("scaler"):
-            scaler.load_state_dict(state["scaler"])
-
-    def set_learning_rate(self) -> float:
-        """The schedule's learning rate for the step to come."""
-        s = self.job.settings
-        lr = learning_rate(
-            self.step,
-            total_steps=self.job.total_steps,
-            lr=s.optimizer.lr,
-            warmup_start_lr=s.schedule.warmup_start_lr,
-            final_lr=s.schedule.final_lr,
-            warmup_pct=s.schedule.warmup_pct,
-            decay_pct=s.schedule.decay_pct,
-        )
-        self.raw_optimizer.set_learning_rate(lr)
-        return lr
-
-    def batches(self, epoch: int) -> Iterator[tuple[list[ClipBatch], float]]:
-        """Micro-batches of each remaining step of an epoch and the seconds spent waiting for them."""
-        job, s = self.job, self.job.settings
-        sampler = EpochBatches(
-            clips=len(job.split.train),
-            global_batch=s.data.batch_size,
-            seed=s.training.seed,
-            epoch=epoch,
-            first_step=self.step - epoch * job.steps_per_epoch,
-            accumulate=s.training.accumulate,
-            rank=job.runtime.rank,
-            world=job.runtime.world,
-        )
-        loader = load_batches(job.store, job.split.train, sampler, pin_memory=job.runtime.pin_memory)
-        for _ in range(len(sampler) // s.training.accumulate):
-            waiting = time.perf_counter()
-            loaded = [next(loader) for _ in range(s.training.accumulate)]
-            missing = [self.skips.note(error) for part in loaded for error in part.errors]
-            clips = [part.clips for part in loaded if part.clips is not None]
-            if not clips:  # a step needs something on every process: the others would wait for this one
-                clips = [stand_in(job.store, job.split.train, missing[-1])]
-            yield clips, time.perf_counter() - waiting
-
-    def log(self) -> None:
-        """Send pending steps to the sink, then stop if one diverged."""
-        records = self.meter.flush()
-        self.job.sink.steps(records)
-        self.skips.agree()
-        check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
-
-    def diagnose(self, clips: ClipBatch) -> None:
-        """Send the memory diagnostics of a micro-batch to the sink."""
-        job = self.job
-        assert isinstance(job.model, HopePredictor)
-        if job.runtime.is_main:
-            batch = clips.to(job.runtime.device)
-            frames = normalise(batch.features[:, :-1], enabled=job.settings.objective.normalize_reps)
-            with job.runtime.autocast():
-                values = diagnostics(job.model, frames, batch.actions, batch.states, batch.extrinsics)
-            job.sink.diagnostics(DiagnosticsRecord(self.step, values))
-
-    def validate(self, epoch: int) -> ValidationRecord:
-        """Score the held-out clips."""
-        job, started = self.job, time.perf_counter()
-        size = max(1, job.settings.data.batch_size // (job.runtime.world * job.settings.training.accumulate))
-        scores = score_clips(
-            job.model,
-            job.store,
-            job.split.held_out,
-            self.plan,
-            job.runtime,
-            batch_size=size,
-            skips=self.skips,
-        )
-        record = validation_record(scores, step=self.step, epoch=epoch, seconds=time.perf_counter() - started)
-        job.sink.validation(record)
-        return record
-
-    def save(self, epoch: int, *, keep: bool, validation: ValidationRecord | None) -> None:
-        """Write `last`, and before it epoch_NNNN when this one is kept: a run killed in between makes both again."""
-        job = self.job
-        lr = self.raw_optimizer.param_groups[0]["lr"] if self.trainable else 0.0
-        check_sound(job.model, validation, step=self.step, lr=lr)
-        if job.runtime.is_main:
-            folder = job.run_dir / "checkpoints"
-            scaler = job.runtime.accelerator.scaler
-            trainer: dict[str, Any] = {
-                "step": self.step,
-                "optimizer": self.raw_optimizer.state_dict() if self.trainable else {},
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "loss": self.meter.last_loss,
-                "validation": None if validation is None else asdict(validation),
-            }
-            kept = folder / f"epoch_{epoch + 1:04d}"
-            save_checkpoint(
-                kept if keep else folder / "last",
-                weights=job.model.state_dict(),
-                settings=to_tree(job.settings),
-                info={"preset": job.preset, "step": self.step, "epoch": epoch, "split": job.split.hash},
-                trainer=trainer,
-            )
-            if keep:
-                duplicate_checkpoint(kept, folder / "last")
-                remove_old(folder, job.settings.training.keep_last)
-        self.saved, self.saved_at = self.step, time.perf_counter()
-
-    def save_is_due(self) -> bool:
-        """Whether the last checkpoint is `training.save_minutes` old: what a crash within a long epoch may cost."""
-        minutes = self.job.settings.training.save_minutes or float("inf")
-        return time.perf_counter() - self.saved_at >= 60 * minutes
-
-    @contextmanager
-    def saving_on_data_error(self) -> Iterator[None]:
-        """Keep the steps taken so far when a clip ends the run: once it is mended the run can go on.
-
-        One process may be alone with its error, so nothing here waits for the others.
-        """
-        try:
-            yield
-        except DataError:
-            with suppress(HopeError):  # the clip's error is the one to show
-                if self.job.runtime.world == 1:
-                    self.log()
-            with suppress(HopeError):
-                if self.job.runtime.is_main and self.step > self.saved:
-                    self.save((self.step - 1) // self.job.steps_per_epoch, keep=False, validation=None)
-                    self.job.sink.message(f"the checkpoint of step {self.step} is saved; go on with {self._resume()}")
-            raise
-
-    def _resume(self) -> str:
-        return f"hope train --resume {shlex.quote(str(self.job.run_dir))}"
-
-    def stopped(self, stop: StopRequest) -> StoppedError:
-        """What to tell the user after a signal; the checkpoint has been written."""
-        what = f"stopped by {stop.signal_name or 'a signal'} after step {self.step} of {self.job.total_steps}"
-        return StoppedError(
-            f"{what}; the checkpoint is saved",
-            fix=f"go on with: {self._resume()}",
-        )
-
-    def summary(self, seconds: float, validation: ValidationRecord | None) -> TrainSummary:
-        """What the run came to."""
-        job, m = self.job, self.meter
-        return TrainSummary(
-            run_dir=str(job.run_dir),
-            preset=job.preset,
-            model=job.settings.model.kind,
-            parameters=count_parameters(job.model),
-            device=job.runtime.choice.device,
-            precision=job.runtime.choice.precision,
-            steps=self.step,
-            epochs=job.settings.training.epochs,
-            train_clips=len(set(job.split.train) - set(job.skipped)),
-            held_out_clips=len(set(job.split.held_out) - set(job.skipped)),
-            seconds=seconds,
-            clips_per_second=m.clips / m.seconds if m.seconds > 0 else None,
-            loss=m.last_loss,
-            validation=validation,
-            skipped_clips=len(job.split.skipped) + len(job.skipped),
-        )

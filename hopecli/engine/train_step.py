@@ -39,6 +39,16 @@ class TrainingObjective(nn.Module):
 
 
 @dataclass(frozen=True)
+class StepBatch:
+    """This process's part of a global batch, in micro-batches. weight: how much its mean counts in the mean over
+    processes, 1 unless clips were left out on some of them; seconds: how long the step waited for it."""
+
+    micro_batches: Sequence[ClipBatch]
+    weight: float = 1.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class StepTensors:
     """Losses and gradient norm of one step, still on the device: [total, teacher, rollout, norm]."""
 
@@ -61,7 +71,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def train_step(
     objective: nn.Module,
     optimizer: Any,
-    micro_batches: Sequence[ClipBatch],
+    batch: StepBatch,
     phase: ObjectivePhase,
     *,
     runtime: Runtime,
@@ -72,13 +82,13 @@ def train_step(
     Returns this process's part of the mean losses over the global batch (their mean over processes is that mean) and
     the gradient norm before clipping; nothing is read from the device.
     """
-    clips = sum(len(batch) for batch in micro_batches)
-    weight = _weight(clips, runtime)
+    micro_batches, weight = batch.micro_batches, batch.weight
+    clips = sum(len(part) for part in micro_batches)
     losses = torch.zeros(3, device=runtime.device)
-    for i, batch in enumerate(micro_batches):
-        share = len(batch) / clips
+    for i, part in enumerate(micro_batches):
+        share = len(part) / clips
         with runtime.no_sync(objective, last=i == len(micro_batches) - 1):
-            total, teacher, rollout = objective(batch.to(runtime.device), phase)
+            total, teacher, rollout = objective(part.to(runtime.device), phase)
             runtime.accelerator.backward(total * (share * weight))
         losses += torch.stack([total.detach(), teacher.detach(), rollout.detach()]).float() * share
     limit = float("inf") if grad_clip is None else grad_clip
@@ -87,10 +97,3 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     norm = torch.as_tensor(norm, device=losses.device, dtype=losses.dtype)
     return StepTensors(torch.cat([losses * weight, norm.reshape(1)]), clips)
-
-
-def _weight(clips: int, runtime: Runtime) -> Tensor | float:
-    """How much this process's mean counts in the mean over processes: 1 unless clips were left out on some of them."""
-    if runtime.world == 1:
-        return 1.0
-    return clips * runtime.world / runtime.sum(torch.tensor(float(clips), device=runtime.device))

@@ -142,7 +142,7 @@ def test_killed_between_the_two_checkpoints_of_an_epoch(tmp_path: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hopecli.engine.train.duplicate_checkpoint", killed)
+        patch.setattr("hopecli.engine.train_run.duplicate_checkpoint", killed)
         assert hope(command, tmp_path).code == 130
     run = only_run(tmp_path)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["epoch_0001"]

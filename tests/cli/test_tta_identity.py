@@ -87,7 +87,7 @@ def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     """Device and what `auto` precision became depend on the machine, which no flag of this one can change."""
     trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
     runtime = start_runtime("cpu", "fp32", quiet=True)
-    chosen = held_out_or_all(trained, runtime, "auto", lambda text: None)
+    chosen = held_out_or_all(trained, "auto", lambda text: None)
     request = Request(None, None, ["frozen"], False, None)
     marks = fingerprints(chosen.store, chosen.names)
 

@@ -11,7 +11,7 @@ from hopecli.config.schema import ObjectiveSettings, OptimizerSettings, ViTACSet
 from hopecli.data.clip import ClipBatch
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.runtime import start
-from hopecli.engine.train_step import TrainingObjective, initial_phase, seed_step, train_step
+from hopecli.engine.train_step import StepBatch, TrainingObjective, initial_phase, seed_step, train_step
 from hopecli.models.build import build_model
 from tests.engine.runs import CPU
 
@@ -40,7 +40,7 @@ def step(micro_batches: list[ClipBatch]) -> tuple[list[float], list[Tensor], int
     done = train_step(
         TrainingObjective(model, OBJECTIVE),
         optimizer,
-        micro_batches,
+        StepBatch(micro_batches),
         initial_phase(OBJECTIVE),
         runtime=start(CPU),
         grad_clip=OPTIMIZER.grad_clip,
