@@ -167,10 +167,10 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         before = read_split(request.resume / "split.json")
         if checkpoint.info.get("split") not in (before.hash, split.hash) or not split.same_clips(before):
             raise CheckpointError(
-                "the clips are not those the run was started with (the split's hash differs)",
+                "the clips are not those the run was started with",
                 where=str(store.folder),
-                value=f"{split.hash}, the run has {checkpoint.info.get('split')}",
-                fix="give the original folder with --data-dir",
+                value=split.difference(before),
+                fix="give the original clips with --data-dir",
             )
         load_into(model, checkpoint)
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)

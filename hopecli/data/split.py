@@ -48,6 +48,20 @@ class Split:
             return self.hash == before.hash
         return (self.train, self.held_out) == (before.train, before.held_out)
 
+    def difference(self, before: Split) -> str:
+        """What changed since `before`, for a message: the first clip that is new, gone, elsewhere or changed."""
+        now, then = self._sides(), before._sides()
+        for name in [*then, *now]:
+            if name not in now or name not in then:
+                return f"{name} is {'gone' if name not in now else 'new'}"
+            if now[name] != then[name]:
+                return f"{name} is now {now[name]}"
+        changed = [name for name in self.train if self.fingerprints[name] != before.fingerprints.get(name)]
+        return f"{changed[0]} has other content" if changed else "the checkpoint was made with another split.json"
+
+    def _sides(self) -> dict[str, str]:
+        return dict.fromkeys(self.train, "a training clip") | dict.fromkeys(self.held_out, "held out")
+
     def to_json(self) -> str:
         """The text of split.json."""
         return json.dumps({"hash": self.hash, **asdict(self)}, indent=1) + "\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import TINY, hope, only_run
-from tests.cli.test_resume import start, wait_for_steps
+from tests.cli.test_resume import records, start, wait_for_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")]
 COMMAND = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1", "logging.log_every=1"]
@@ -62,3 +62,24 @@ def test_a_killed_reader_ends_the_run_with_its_steps_saved(tmp_path: Path) -> No
     outcome = hope(["train", "--resume", "last", "data.workers=0"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert steps(only_run(tmp_path)) == list(range(1, 541))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_signal_in_a_long_validation_does_not_wait_for_its_end(epochs: int, tmp_path: Path) -> None:
+    """The steps are saved, and the resumed run begins with the validation that the stopped one owes."""
+    command = [*COMMAND[:-1], "data.physics.clips=400", "data.val_split=0.95", f"training.epochs={epochs}"]
+    command += ["data.batch_size=1", "training.evaluate_every=1"]  # an epoch of 20 steps, then 380 batches of one clip
+    process = start(command, tmp_path)
+    wait_for_steps(tmp_path, 20)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert f"stopped by SIGTERM after step 20 of {20 * epochs}; the checkpoint is saved" in err
+    run = only_run(tmp_path)
+    assert [line[0] for line in records(run)] == ["train"] * 20
+    outcome = hope(["train", "--resume", "last"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    outcome = hope([*command, "logging.runs_dir=whole"], tmp_path)
+    (whole,) = (tmp_path / "whole").glob("*/*")
+    assert records(run) == records(whole)
+    assert [line[0] for line in records(run)] == (["train"] * 20 + ["validation"]) * epochs

@@ -126,3 +126,18 @@ def test_split_file_reads_back_and_damage_is_noticed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError):
         read_split(path)
+
+
+@pytest.mark.parametrize(
+    ("now", "difference"),
+    [
+        (Split(("a", "c"), ("d",), {}, {"a": "1", "c": "3"}), "b is gone"),
+        (Split(("a", "b", "c"), ("d", "e"), {}, {"a": "1", "b": "2", "c": "3"}), "e is new"),
+        (Split(("a", "b"), ("c", "d"), {}, {"a": "1", "b": "2"}), "c is now held out"),
+        (Split(("a", "b", "c"), ("d",), {}, {"a": "1", "b": "4", "c": "3"}), "b has other content"),
+    ],
+)
+def test_what_changed_is_named(now: Split, difference: str) -> None:
+    before = Split(("a", "b", "c"), ("d",), {}, {"a": "1", "b": "2", "c": "3"})
+    assert now.hash != before.hash
+    assert now.difference(before) == difference

@@ -1,0 +1,75 @@
+"""Under torchrun all processes see the same clips, and end together when one of them meets an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.runner import TINY, Outcome, evaluate, hope, hope_on_two, only_run
+from tests.cli.test_skips import clips_with
+
+COMMAND = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "--data-dir", "clips", "data.batch_size=2"]
+COMMAND += ["model.drop_path=0", "logging.log_every=1", "data.workers=0"]
+
+
+def errors(outcome: Outcome) -> list[str]:
+    """Lines of stderr that a user would take for an error of ours."""
+    return [line for line in outcome.err.splitlines() if "error: " in line and "torch" not in line]
+
+
+def saved_step(folder: Path) -> int:
+    (run,) = folder.glob("*/*")
+    return int(torch.load(run / "checkpoints/last/trainer.pt", weights_only=True)["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clip", [3, 4])
+def test_an_unreadable_clip_ends_both_with_the_steps_saved(clip: int, tmp_path: Path) -> None:
+    """One clip is met by one process only, in the step in which one process alone would meet it."""
+    clips_with(tmp_path, {clip: np.nan})
+    alone = hope([*COMMAND, "logging.runs_dir=alone"], tmp_path)
+    assert alone.code == 3
+    both = hope_on_two(COMMAND, tmp_path)
+    assert both.code == 1  # torchrun's own
+    message = f"error: clip_{clip:05d}: features hold NaN or infinite values. Encode the clip again"
+    assert errors(both) == [message], both.err
+    step = saved_step(tmp_path / "runs")
+    assert step == saved_step(tmp_path / "alone")
+    assert f"the checkpoint of step {step} is saved" in both.err
+    resumed = hope_on_two(["train", "--resume", "last", "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert saved_step(tmp_path / "runs") == 6  # two epochs of three
+
+
+@pytest.mark.slow
+def test_an_unreadable_held_out_clip_ends_both(tmp_path: Path) -> None:
+    clips_with(tmp_path, {7: np.nan})
+    outcome = hope_on_two([*COMMAND, "data.val_split=0.5"], tmp_path)  # clips 4 to 7: two batches, one each
+    assert len(errors(outcome)) == 1, outcome.err
+    assert "clip_00007: features hold NaN" in errors(outcome)[0]
+    assert saved_step(tmp_path / "runs") == 2
+
+
+@pytest.mark.slow
+def test_a_missing_folder_is_said_once(tmp_path: Path) -> None:
+    outcome = hope_on_two([*COMMAND[:-4], "--data-dir", "nowhere"], tmp_path)
+    assert len(errors(outcome)) == 1, outcome.err
+    assert "nowhere: no such folder of clips" in errors(outcome)[0]
+
+
+@pytest.mark.slow
+def test_evaluation_by_two_is_that_by_one(tmp_path: Path) -> None:
+    clips_with(tmp_path, {})
+    assert hope([*COMMAND, "training.epochs=1"], tmp_path).code == 0
+    run = only_run(tmp_path)
+    alone = evaluate(run, "evaluation.clips=all", "evaluation.batch_size=2")
+    outcome = hope_on_two(["eval", "--ckpt", str(run), "evaluation.clips=all", "evaluation.batch_size=2"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("warning: the checkpoint was trained on 7 of these 8 clips") == 1
+    both = json.loads((run / "eval/all_clips/results.json").read_text())
+    assert both["rows"] == alone["rows"]
+    assert both["overlap_with_training"] == 7
