@@ -77,6 +77,9 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
     checkpoint = load_checkpoint(ckpt)
     trained_under = settings_of(checkpoint)
     tree: dict[str, Any] = checkpoint.settings
+    if checkpoint.run_dir is None:  # a file from elsewhere does not say where results go and on which device
+        training = {key: value for key, value in tree["training"].items() if key != "device"}
+        tree = {**tree, "training": training, "logging": {}}
     if preset is not None:
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS))
     flags = list(data_overrides(data_dir))

@@ -26,21 +26,18 @@ from hopecli.cli.common import (
     with_data_folder,
 )
 from hopecli.cli.resume import find_run
+from hopecli.cli.train_clips import find_clips, list_skipped
 from hopecli.errors import CheckpointError, SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
-    from hopecli.config.schema import Settings
     from hopecli.data.split import Split
-    from hopecli.data.store import ClipStore
     from hopecli.engine.results import TrainSummary
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.sink import Sink
     from hopecli.engine.train_job import TrainJob
 
 LEAVING_OUT = ("data.on_error", "data.max_skipped")  # lets a run that a bad clip has ended go on without it
-MANY_CLIPS = 2000  # so many take more than a moment to check
-SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
     )
-    resumed, skipped, first_step = None, {}, 0
+    resumed, skipped, unreadable, first_step = None, {}, set[str](), 0
     if request.resume is not None:
         assert request.checkpoint is not None
         checkpoint = load_checkpoint(str(request.checkpoint))
@@ -176,6 +173,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         skipped = {name: reason for name, reason in before.skipped.items() if name not in split.skipped}
+        unreadable = set(before.unreadable)
     name = request.resolved.name
     run_dir = request.resume
     if run_dir is None:
@@ -192,31 +190,8 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         sink=sink,
         resumed=resumed,
         skipped=skipped,
+        unreadable=unreadable,
     )
-
-
-def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
-    """The folder of clips, made first where they are built in, and its split."""
-    from hopecli.data.source import clips_folder
-    from hopecli.data.split import make_split
-    from hopecli.data.store import ClipStore
-    from hopecli.report.console import counted, say
-
-    store = ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
-    clips = len(store.select())
-    if clips >= MANY_CLIPS:
-        say(f"checking {clips:,} clips in {store.folder}")
-    split = make_split(store)
-    if split.skipped:
-        say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
-    looked_at = split.train[:SAMPLED_CLIPS]
-    dropped = store.dropped_actions(looked_at)
-    if dropped:
-        say(
-            f"warning: {dropped} of the first {len(looked_at)} training clips have non-zero actions "
-            "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
-        )
-    return store, split
 
 
 def open_sinks(
@@ -272,20 +247,6 @@ def run(job: TrainJob) -> TrainSummary:
             list_skipped(job)
         finally:
             job.sink.close()
-
-
-def list_skipped(job: TrainJob) -> None:
-    """Add the clips that turned out to be unreadable to split.json."""
-    from dataclasses import replace
-
-    from hopecli.report.console import counted
-    from hopecli.report.files import write_text
-
-    if job.skipped and job.runtime.is_main:
-        job.sink.message(f"{counted(len(job.skipped), 'clip')} skipped while reading; split.json lists them")
-        split = replace(job.split, skipped={**job.split.skipped, **job.skipped})
-        with written(job.run_dir / "split.json"):
-            write_text(job.run_dir / "split.json", split.to_json())
 
 
 def report(summary: TrainSummary, runtime: Runtime, *, json: bool) -> None:

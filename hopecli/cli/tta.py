@@ -25,7 +25,7 @@ from hopecli.cli.common import (
 from hopecli.cli.results_folder import announce_replacing, results_folder
 from hopecli.cli.tta_report import report
 from hopecli.cli.tta_source import Source, find_source
-from hopecli.errors import SettingsError
+from hopecli.errors import DeviceError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.engine.runtime import Runtime
@@ -106,14 +106,18 @@ def tta_command(
 
 
 def choose_runtime(trained: Trained, device: str | None) -> Runtime:
-    """The device asked for; the CPU where LayerNorm cannot be trained on it."""
+    """The device asked for; for `auto` the CPU where LayerNorm cannot be trained on MPS, else DeviceError."""
     from hopecli.engine.adapt import layernorm_backward_works
     from hopecli.report.console import say
 
     s = trained.settings
-    runtime = start_runtime(device or s.training.device, s.adaptation.precision)
+    asked = device or s.training.device
+    runtime = start_runtime(asked, s.adaptation.precision)
     if runtime.device.type == "mps" and not layernorm_backward_works(runtime.device, s.data.embed_dim):
-        say("LayerNorm's backward gives non-finite gradients on this MPS release: adapting on the CPU")
+        what = "LayerNorm's backward gives non-finite gradients on this MPS release"
+        if asked != "auto":
+            raise DeviceError(what, where="--device", value=asked, fix="use --device auto or cpu")
+        say(f"{what}: adapting on the CPU")
         runtime = start_runtime("cpu", s.adaptation.precision)
     if runtime.choice.precision == "fp16" and s.adaptation.adapt != "none":
         raise SettingsError(

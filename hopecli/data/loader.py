@@ -176,8 +176,8 @@ def load_batches(
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     with _no_handler_of_dead_readers():
-        batches = iter(loader)
-    return _reading(batches)
+        loaded = iter(loader)
+    return _reading(loaded)
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def _reading(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
     except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed a batch over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        fix = "memory may have been short: lower data.workers or data.batch_size"
+        fix = "memory may have been short (lower data.workers or data.batch_size), or the disk failed"
         raise DataError("a process that reads clips was killed", where="data.workers", fix=fix) from error
 
 

@@ -22,13 +22,15 @@ _SHORT = "too_few_frames"
 class Split:
     """Clip names of both sides, the clips left out with the reason, and a hash.
 
-    fingerprints: content hash per clip name of `train`, for recognising these clips in another folder.
+    fingerprints: content hash per clip name of `train`, for recognising these clips in another folder. unreadable:
+    training clips that ended the run, and may come back mended.
     """
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -42,11 +44,12 @@ class Split:
         return all(len(mark) == 2 * MARK_BYTES for mark in self.fingerprints.values())
 
     def same_clips(self, before: Split) -> bool:
-        """Whether a run that was started on `before` has these clips: by content, or by name where the fingerprints
-        are of an earlier recipe."""
-        if before.comparable:
-            return self.hash == before.hash
-        return (self.train, self.held_out) == (before.train, before.held_out)
+        """Whether a run that was started on `before` has these clips: by content, or by name where a clip could not be
+        read then or the fingerprints are of an earlier recipe."""
+        if (self.train, self.held_out) != (before.train, before.held_out):
+            return False
+        fixed = (name for name in self.train if name not in before.unreadable)
+        return not before.comparable or all(self.fingerprints[n] == before.fingerprints[n] for n in fixed)
 
     def difference(self, before: Split) -> str:
         """What changed since `before`, for a message: the first clip that is new, gone, elsewhere or changed."""
@@ -75,7 +78,8 @@ def read_split(path: Path) -> Split:
             texts = list(tree[key].values()) if isinstance(tree[key], dict) else tree[key]
             if not isinstance(tree[key], kind) or not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"{key} is not a {kind.__name__} of texts")
-        split = Split(tuple(tree["train"]), tuple(tree["held_out"]), tree["skipped"], tree["fingerprints"])
+        sides = tuple(tree["train"]), tuple(tree["held_out"])
+        split = Split(*sides, tree["skipped"], tree["fingerprints"], tuple(map(str, tree.get("unreadable", ()))))
         announced = tree["hash"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"not a readable split.json: {error}", where=str(path), fix="restore the file") from error

@@ -249,8 +249,8 @@ def loader_rate(settings: Settings, folder: Path) -> float:
     return clips / (time.perf_counter() - started)
 
 
-def largest_batch(model: PredictorModule, settings: Settings, runtime: Runtime, estimate: int) -> int | None:
-    """The largest of a few batch sizes around `estimate` whose training step fits in the device's memory."""
+def largest_batch(model: PredictorModule, settings: Settings, runtime: Runtime, estimate: int) -> int:
+    """The largest of a few batch sizes around `estimate` whose training step fits in the device's memory; 0 if none."""
     tried: set[int] = set()
     for share in (1.25, 1.0, 0.8, 0.6, 0.4, 0.2, 0.1):
         clips = max(1, min(int(share * estimate), settings.data.batch_size))
@@ -262,8 +262,9 @@ def largest_batch(model: PredictorModule, settings: Settings, runtime: Runtime, 
             assert step is not None
             timed(step, runtime.device)
         except torch.OutOfMemoryError:
+            step = None  # its batch and optimizer
             model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             continue
         return clips
-    return None
+    return 0

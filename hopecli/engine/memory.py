@@ -22,7 +22,7 @@ def reset_peak_memory(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
-        return torch.mps.current_allocated_memory()
+        return None  # Metal tells what is in use, not what was
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")  # resets VmHWM, the peak resident set (Linux)
     return _status("VmRSS")
@@ -34,7 +34,7 @@ def peak_memory(device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
+        return None
     return _status("VmHWM")
 
 

@@ -47,7 +47,7 @@ class Meter:
         self.pending.append(_Entry(step, epoch, lr, tensors, data_seconds))
 
     def flush(self) -> list[StepRecord]:
-        """Records of all pending steps; DivergedError when a loss or gradient norm is not finite."""
+        """Records of all pending steps, whatever their numbers are (`check_finite` judges them)."""
         if not self.pending:
             return []
         table = torch.stack([entry.tensors.values for entry in self.pending])  # [steps, 4]

@@ -18,7 +18,7 @@ from hopecli.models.protocol import PredictorModule
 @dataclass
 class TrainJob:
     """Everything a run needs, built by the command. `resumed` is the trainer's state to go on from, `skipped` the clips
-    that turned out to be unreadable."""
+    that turned out to be unreadable, `unreadable` the training clips that ended the run."""
 
     preset: str
     settings: Settings
@@ -30,6 +30,7 @@ class TrainJob:
     sink: Sink
     resumed: dict[str, Any] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
 
     @property
     def steps_per_epoch(self) -> int:

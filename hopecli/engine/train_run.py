@@ -234,7 +234,9 @@ class TrainRun:
         """
         try:
             yield
-        except DataError:
+        except DataError as error:
+            if error.where in self.job.split.train:
+                self.job.unreadable.add(error.where)
             with suppress(HopeError):  # the clip's error is the one to show
                 if self.job.runtime.world == 1:
                     self.log()

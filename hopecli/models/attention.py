@@ -32,27 +32,42 @@ class KeyValueBuffer:
 
 
 class KeyValue(NamedTuple):
-    """Rotated keys and values of the frames seen so far, each [B, H, P, hd]: a value that never changes.
+    """Rotated keys and values of the frames seen so far, in pieces [B, H, L, hd] along the tokens: a value that never
+    changes.
 
-    Without gradients they are views of a shared `buffer`, which grows by doubling, so that a rollout does not copy the
-    past at each step. Only the newest memory may write into the room behind it; an older one copies first.
+    With gradients a piece per step, joined where they are used, so that activation checkpointing keeps each frame once
+    and not every prefix. Without, one piece: a view of a shared `buffer`, which grows by doubling, so that a rollout
+    does not copy the past at each step. Only the newest memory may write into the room behind it; an older one copies
+    first.
     """
 
-    key: Tensor
-    value: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
     buffer: KeyValueBuffer | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens P it holds."""
+        return sum(piece.shape[2] for piece in self.keys)
 
     def extended(self, k: Tensor, v: Tensor) -> KeyValue:
         """These and new keys and values [B, H, L, hd]."""
         if torch.is_grad_enabled():
-            return KeyValue(torch.cat([self.key, k], dim=2), torch.cat([self.value, v], dim=2))
-        buffer, seen = self.buffer, self.key.shape[2]
+            return KeyValue((*self.keys, k), (*self.values, v))
+        buffer, seen = self.buffer, self.tokens
         needed = seen + k.shape[2]
         if buffer is None or buffer.used != seen or buffer.key.shape[2] < needed:
             buffer = KeyValueBuffer(k, max(2 * needed, USUAL_FRAMES * k.shape[2]))
-            buffer.append(self.key, self.value)
+            for pieces in zip(self.keys, self.values, strict=True):
+                buffer.append(*pieces)
         buffer.append(k, v)
-        return KeyValue(buffer.key[:, :, :needed], buffer.value[:, :, :needed], buffer)
+        return KeyValue((buffer.key[:, :, :needed],), (buffer.value[:, :, :needed],), buffer)
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [B, H, P, hd]."""
+        if len(self.keys) == 1:
+            return self.keys[0], self.values[0]
+        return torch.cat(self.keys, dim=2), torch.cat(self.values, dim=2)
 
 
 def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int) -> Tensor:
@@ -86,8 +101,8 @@ class FrameCausalAttention(nn.Module):
             tables = RotaryTables(rotary.cos[:, None, None], rotary.signed_sin[:, None, None])
             qk = rotate(qk, tables).to(v.dtype)
         q, k, v = (part.transpose(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], v[:, :, 0]))  # each [B, H, L, hd]
-        cache = KeyValue(k, v) if past is None else past.extended(k, v)
-        out = frame_causal_attention(q, cache.key, cache.value, tokens_per_frame=self.tokens_per_frame)
+        cache = KeyValue((k,), (v,)) if past is None else past.extended(k, v)
+        out = frame_causal_attention(q, *cache.joined(), tokens_per_frame=self.tokens_per_frame)
         return self.proj(out.transpose(1, 2).flatten(2)), cache
 
 
@@ -154,16 +169,23 @@ class Block(nn.Module):
         else:
             self.mlp = GeluMLP(width=width, hidden=hidden)
 
-    def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """x [B, L, W] -> the same shape, and the cache including these tokens."""
-        attended, cache = self.attn(self.norm1(x), rotary, past)
-        x = x + self._drop(attended)
-        return x + self._drop(self.mlp(self.norm2(x))), cache
+    def draw_kept(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Stochastic depth (Huang et al. 2016): what both branches of x [B, L, W] are multiplied by, each [B, 1, 1]: 0
+        for a dropped clip, 1 / keep for a kept one; None when nothing is dropped.
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth (Huang et al. 2016): the whole branch of a clip, kept ones scaled by 1 / keep."""
+        Apart from `forward`, so that activation checkpointing computes again without drawing again.
+        """
         if not self.training or self.drop_path == 0.0:
-            return branch
+            return None
         keep = 1.0 - self.drop_path
-        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
-        return branch * (mask / keep)
+        attention, mlp = (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep for _ in range(2))
+        return attention, mlp
+
+    def forward(
+        self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None, kept: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """x [B, L, W] -> the same shape, and the cache including these tokens; `kept` as drawn by `draw_kept`."""
+        branch, cache = self.attn(self.norm1(x), rotary, past)
+        x = x + (branch if kept is None else branch * kept[0].to(branch.dtype))
+        branch = self.mlp(self.norm2(x))
+        return x + (branch if kept is None else branch * kept[1].to(branch.dtype)), cache

@@ -98,7 +98,7 @@ class ViTAC(TokenPredictor):
 
         ValueError when the cache does not hold exactly the t frames before this one.
         """
-        cached = memory.blocks[0].key.shape[2] // self.tokens_per_frame if memory.blocks else 0
+        cached = memory.blocks[0].tokens // self.tokens_per_frame if memory.blocks else 0
         if cached != t:
             raise ValueError(f"the cache holds {cached} frames, so the next frame is {cached}, not {t}")
         rows = None if extrinsics is None else extrinsics[:, None]
@@ -118,11 +118,12 @@ class ViTAC(TokenPredictor):
     ) -> tuple[Tensor, KeyValueCache]:
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         caches = []
-        for i, block in enumerate(self.predictor_blocks):
+        for i, block in enumerate(self.blocks()):
             past = memory.blocks[i] if memory.blocks else None
-            if recompute:
-                tokens, cache = checkpoint(block, tokens, rotary, past, use_reentrant=False)
+            inputs = (tokens, rotary, past, block.draw_kept(tokens))
+            if recompute:  # nothing random is left in the block: torch cannot restore the generator of MPS
+                tokens, cache = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                tokens, cache = block(tokens, rotary, past)
+                tokens, cache = block(*inputs)
             caches.append(cache)
         return tokens, KeyValueCache(tuple(caches))

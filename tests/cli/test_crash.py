@@ -57,7 +57,7 @@ def test_a_killed_reader_ends_the_run_with_its_steps_saved(tmp_path: Path) -> No
     assert process.returncode == 3, err
     assert err.splitlines()[-1] == (
         "error: data.workers: a process that reads clips was killed. "
-        "Memory may have been short: lower data.workers or data.batch_size"
+        "Memory may have been short (lower data.workers or data.batch_size), or the disk failed"
     )
     outcome = hope(["train", "--resume", "last", "data.workers=0"], tmp_path)
     assert outcome.code == 0, outcome.err

@@ -21,6 +21,7 @@ QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
 
 def clips_with(folder: Path, values: dict[int, float]) -> None:
     """Eight clips in `folder`/clips; those named hold one such value (only reading all of a clip can tell)."""
+    shutil.rmtree(folder / "clips", ignore_errors=True)
     make_clips(folder / "clips", clips=8, grid=2, dim=8, domain="base", seed=1)
     for clip, value in values.items():
         path = folder / f"clips/clip_{clip:05d}/feature_maps/vjepa2_vitl16.npy"
@@ -190,7 +191,8 @@ def test_an_unreadable_clip_costs_no_steps(tmp_path: Path) -> None:
     repaired = json.loads(outcome.out)
     assert repaired["validation"]["clips"] == 2
     outcome = hope([*command, "logging.runs_dir=whole", "--json"], tmp_path)
-    assert validations(tmp_path / "whole") == validations(copy / "runs") and len(validations(copy / "runs")) == 2
+    assert validations(tmp_path / "whole") == validations(copy / "runs")
+    assert len(validations(copy / "runs")) == 2
     assert json.loads(outcome.out)["validation"]["loss_rollout"] == repaired["validation"]["loss_rollout"]
     assert json.loads(outcome.out)["loss"] == repaired["loss"]
 
@@ -206,9 +208,21 @@ def test_an_unreadable_training_clip_in_mid_epoch_costs_no_steps(tmp_path: Path)
     assert f"the checkpoint of step {done} is saved" in outcome.err
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, done + 1))
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy / "runs/quickstart/again")
     outcome = hope(["train", "--resume", "last", "data.on_error=skip", "data.max_skipped=0.2", "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["steps"] == 14
+    clips_with(tmp_path, {3: 0.0})  # mended: other content than when the run was started
+    resume = ["train", "--resume", str(copy / "runs/quickstart/again"), "--json"]
+    outcome = hope(resume, tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["skipped_clips"] == 0
+    assert hope(resume, tmp_path).code == 0
+    clips_with(tmp_path, {3: 0.0, 4: 0.0})
+    outcome = hope(resume, tmp_path)
+    assert outcome.code == 4
+    assert "the clips are not those the run was started with (got 'clip_00004 has other content')" in one_line(outcome)
 
 
 def test_gradients_are_not_divided_by_a_variable_of_the_launcher(tmp_path: Path) -> None:

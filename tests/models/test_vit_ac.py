@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Any
 
@@ -214,8 +215,9 @@ def test_drop_path_drops_whole_branches_and_scales_the_rest() -> None:
     nn.init.zeros_(block.mlp.output.weight)
     nn.init.zeros_(block.mlp.output.bias)
     x = torch.randn(1, 2, 4, dtype=torch.float64).expand(2000, -1, -1)
-    change = (block(x, None, None)[0] - x).flatten(1)
-    branch = (block.eval()(x, None, None)[0] - x).flatten(1)
+    change = (block(x, None, None, block.draw_kept(x))[0] - x).flatten(1)
+    assert block.eval().draw_kept(x) is None
+    branch = (block(x, None, None)[0] - x).flatten(1)
     dropped = (change == 0).all(dim=1)
     # a share of 2,000 coins: standard error 1.1 %, four of them
     assert dropped.double().mean().item() == pytest.approx(0.5, abs=0.045)
@@ -252,3 +254,14 @@ def test_a_memory_is_a_value_without_gradients() -> None:
     assert torch.equal(first, again)
     # Steps against the parallel pass: float64 rounding.
     torch.testing.assert_close(after, whole[:, 4], rtol=0, atol=1e-12)
+
+
+def test_a_checkpointed_rollout_keeps_each_frame_once() -> None:
+    """Not the keys and values of every prefix: T frames, not T^2 / 2."""
+    model, data = make(changes={"activation_checkpointing": True}), inputs()
+    out = walk(model, data)
+    head = SIZES["width"] // SIZES["num_heads"]
+    tensors = [x for x in gc.get_objects() if type(x) is Tensor and x.dim() == 4 and x.shape[-1] == head]
+    kept = {x.shape[2] for x in tensors if x.shape[:2] == (B, SIZES["num_heads"])}
+    assert kept == {model.tokens_per_frame}
+    assert out.requires_grad

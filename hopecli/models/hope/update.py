@@ -76,7 +76,8 @@ def apply_write(weights: MemoryWeights, write: Write) -> MemoryWeights:
 
 def surprise(weights: MemoryWeights, write: Write) -> Tensor:
     """|M(k_i) - M(v_i)| of every memory and token before the write, [B, m, C]."""
-    return torch.linalg.vector_norm(_recall(*weights, write)[-1], dim=-1)
+    with torch.autocast(write.keys.device.type, enabled=False):  # as the write itself
+        return torch.linalg.vector_norm(_recall(*weights, write)[-1], dim=-1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""The clips of a training run: found and split before it, listed after it where some could not be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hopecli.errors import written
+
+if TYPE_CHECKING:
+    from hopecli.config.schema import Settings
+    from hopecli.data.split import Split
+    from hopecli.data.store import ClipStore
+    from hopecli.engine.train_job import TrainJob
+
+MANY_CLIPS = 2000  # so many take more than a moment to check
+SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
+
+
+def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
+    """The folder of clips, made first where they are built in, and its split."""
+    from hopecli.data.source import clips_folder
+    from hopecli.data.split import make_split
+    from hopecli.data.store import ClipStore
+    from hopecli.report.console import counted, say
+
+    store = ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
+    clips = len(store.select())
+    if clips >= MANY_CLIPS:
+        say(f"checking {clips:,} clips in {store.folder}")
+    split = make_split(store)
+    if split.skipped:
+        say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
+    looked_at = split.train[:SAMPLED_CLIPS]
+    dropped = store.dropped_actions(looked_at)
+    if dropped:
+        say(
+            f"warning: {dropped} of the first {len(looked_at)} training clips have non-zero actions "
+            "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
+        )
+    return store, split
+
+
+def list_skipped(job: TrainJob) -> None:
+    """Add the clips that turned out to be unreadable to split.json."""
+    from dataclasses import replace
+
+    from hopecli.report.console import counted
+    from hopecli.report.files import write_text
+
+    if not job.runtime.is_main or not (job.skipped or job.unreadable):
+        return
+    if job.skipped:
+        job.sink.message(f"{counted(len(job.skipped), 'clip')} skipped while reading; split.json lists them")
+    split = replace(job.split, skipped={**job.split.skipped, **job.skipped}, unreadable=tuple(sorted(job.unreadable)))
+    with written(job.run_dir / "split.json"):
+        write_text(job.run_dir / "split.json", split.to_json())
