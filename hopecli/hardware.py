@@ -197,6 +197,8 @@ def _resolve_precision(device: DeviceName, precision: str, report: HardwareRepor
         reason = "Accelerate has no fp16 there and would silently run fp32"
     elif device == "cuda" and precision == "bf16" and capability < BF16_CAPABILITY:
         reason = f"{shown} only emulates bf16; it needs 8.0"
+    elif device == "cuda" and precision == "fp16" and capability < FP16_CAPABILITY:
+        reason = f"{shown} has no units for it; it needs 7.0"
     else:
         return ("bf16" if precision == "bf16" else "fp16"), "as set"
     raise DeviceError(

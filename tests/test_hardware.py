@@ -82,6 +82,7 @@ def test_asked_for(report: HardwareReport, device: str, precision: str, expected
         (CPU, "cpu", "fp16", ("--precision", "fp16 cannot be used on cpu", "--precision auto")),
         (A100, "cpu", "fp16", ("fp16 cannot be used on cpu",)),
         (T4, "auto", "bf16", ("bf16 cannot be used on cuda", "7.5 only emulates bf16")),
+        (OLD, "auto", "fp16", ("fp16 cannot be used on cuda", "6.1 has no units for it; it needs 7.0")),
         (MPS, "auto", "bf16", ("bf16 cannot be used on mps",)),
         (MPS, "mps", "fp16", ("fp16 cannot be used on mps",)),
     ],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hopecli.data.make_clips import make_clips
+from hopecli.engine.checkpoint import load_checkpoint, write_weights
 from tests.cli.runner import TINY, eval_row, evaluate, hope, only_run
 
 
@@ -86,6 +87,17 @@ def test_file_and_preset_and_context(run: Path, tmp_path: Path) -> None:
     alone = evaluate_in(run.parents[2], copied)
     assert eval_row(alone, "model") == eval_row(evaluate(run), "model")
     assert (run.parents[2] / "runs/eval/alone/held_out/results.json").is_file()
+
+
+def test_a_file_from_elsewhere_decides_neither_folder_nor_device(run: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(str(run))
+    settings = {**checkpoint.settings, "logging": {"runs_dir": str(tmp_path / "foreign"), "wandb": "online"}}
+    settings["training"] = {**settings["training"], "device": "cuda"}
+    write_weights(tmp_path / "w.safetensors", weights=checkpoint.weights, settings=settings, info=checkpoint.info)
+    outcome = hope(["eval", "--ckpt", "w.safetensors"], tmp_path, HOPE_CACHE_DIR=str(run.parents[2] / "cache"))
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "runs/eval/w/held_out/results.json").is_file()
+    assert not (tmp_path / "foreign").exists()
 
 
 def evaluate_in(folder: Path, file: Path) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from hopecli.data.clip import ClipBatch
 from hopecli.data.loader import (
     EpochBatches,
     InOrder,
@@ -210,3 +213,25 @@ def test_readers_fit_into_shared_memory(
     note = shared_memory_note(store, names, 8)
     assert (note is None) == (workers == 2)
     assert note is None or note.startswith(f"note: {workers} of 2 processes read clips")
+
+
+@pytest.mark.parametrize("extrinsics", [False, True])
+def test_the_loader_can_page_lock_a_batch(extrinsics: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a DataLoader with pin_memory calls. Pinning itself needs a CUDA device: here it leaves a mark."""
+    pinned: list[Tensor] = []
+
+    def pin(x: Tensor) -> Tensor:
+        pinned.append(x.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    rows = torch.ones(2, 2, 1) if extrinsics else None
+    clips = ClipBatch(torch.ones(2, 3, 4, 5), torch.ones(2, 2, 2), torch.ones(2, 2, 2), rows, ("a", "b"))
+    found = pin_memory(LoadedBatch(clips, (DataError("broken"),)))
+    assert isinstance(found, LoadedBatch)
+    assert found.clips is not None
+    there = [found.clips.features, found.clips.actions, found.clips.states, found.clips.extrinsics]
+    assert [x is not None and any(x is p for p in pinned) for x in there] == [True, True, True, extrinsics]
+    assert found.clips.names == ("a", "b")
+    assert len(found.errors) == 1
+    assert pin_memory(LoadedBatch(None)).clips is None
