@@ -22,12 +22,16 @@ def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
     from hopecli.data.split import make_split
     from hopecli.data.store import ClipStore
     from hopecli.report.console import counted, say
+    from hopecli.report.progress import StageProgress
 
     store = ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
     clips = len(store.select())
-    if clips >= MANY_CLIPS:
+    if clips < MANY_CLIPS:
+        split = make_split(store)
+    else:
         say(f"checking {clips:,} clips in {store.folder}")
-    split = make_split(store)
+        with StageProgress() as progress:
+            split = make_split(store, progress)
     if split.skipped:
         say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
     looked_at = split.train[:SAMPLED_CLIPS]

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from hopecli.data.each import each
+from hopecli.data.each import Progress, each
 from hopecli.data.headers import ArrayHeader, map_array, read_array, read_pieces
 from hopecli.data.store import ClipStore
 from hopecli.errors import DataError, accessed
@@ -24,11 +24,11 @@ _PIECES, _PIECE = 16, 1024
 _CHUNK = 1 << 19
 
 
-def fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
+def fingerprints(store: ClipStore, names: Iterable[str], progress: Progress | None = None) -> dict[str, str]:
     """Content hash of each clip: its number of features, all of a small clip or 16 pieces of 1024 over a large
     one, and all action rows. DataError for a clip that does not fit the settings."""
     wanted = list(names)
-    return dict(zip(wanted, each(partial(_fingerprint, store), wanted), strict=True))
+    return dict(zip(wanted, each(partial(_fingerprint, store), wanted, progress), strict=True))
 
 
 def readable_fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hopecli.data.each import each
+from hopecli.data.each import Progress, each
 from hopecli.data.fingerprint import MARK_BYTES, fingerprints
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
@@ -94,7 +95,9 @@ def split_ids(ids: Sequence[int], val_split: float) -> tuple[list[int], list[int
     return list(ids[: len(ids) - held]), list(ids[len(ids) - held :])
 
 
-def usable_clips(store: ClipStore, among: Collection[str] | None = None) -> tuple[dict[int, str], dict[str, str]]:
+def usable_clips(
+    store: ClipStore, among: Collection[str] | None = None, progress: Progress | None = None
+) -> tuple[dict[int, str], dict[str, str]]:
     """Selected clips (those `among` the names, if given) whose headers pass the checks, and the reason for each one
     left out.
 
@@ -114,7 +117,8 @@ def usable_clips(store: ClipStore, among: Collection[str] | None = None) -> tupl
             return problem
         return None
 
-    for (number, name), problem in zip(chosen.items(), each(problem_of, list(chosen.values())), strict=True):
+    found = each(problem_of, list(chosen.values()), progress)
+    for (number, name), problem in zip(chosen.items(), found, strict=True):
         if problem is None:
             usable[number] = name
             continue
@@ -148,9 +152,16 @@ def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
         )
 
 
-def make_split(store: ClipStore) -> Split:
-    """Check, select and split the folder's clips for training; DataError when fewer than two can be used."""
-    usable, skipped = usable_clips(store)
+def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | None = None) -> Split:
+    """Check, select and split the folder's clips for training; DataError when fewer than two can be used.
+
+    progress: called with (stage, clips done, all clips) now and then.
+    """
+
+    def stage(name: str) -> Progress | None:
+        return None if progress is None else partial(progress, name)
+
+    usable, skipped = usable_clips(store, progress=stage("checking clips"))
     if len(usable) < 2:
         raise DataError(
             "training needs at least 2 clips, one of them held out",
@@ -160,5 +171,5 @@ def make_split(store: ClipStore) -> Split:
         )
     train, held_out = split_ids(list(usable), store.settings.val_split)
     names = tuple(usable[i] for i in train)
-    marks = fingerprints(store, names)
+    marks = fingerprints(store, names, stage("fingerprints of training clips"))
     return Split(names, tuple(usable[i] for i in held_out), skipped, marks)

@@ -23,7 +23,11 @@ def test_results_come_in_order(count: int) -> None:
             time.sleep(0.001)
         return name.upper()
 
-    assert list(each(work, NAMES[:count])) == [name.upper() for name in NAMES[:count]]
+    told: list[tuple[int, int]] = []
+    found = list(each(work, NAMES[:count], lambda done, total: told.append((done, total))))
+    assert found == [name.upper() for name in NAMES[:count]]
+    assert told == sorted(told)
+    assert told[-1:] == ([(count, count)] if count >= 64 else [])
 
 
 def test_many_wait_at_the_same_time() -> None:
