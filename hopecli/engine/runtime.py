@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -156,7 +157,13 @@ def start(choice: DeviceChoice) -> Runtime:
             where="--device",
             fix="unset ACCELERATE_* variables or use --device auto",
         )
-    # fp32 means fp32: convolutions would use TF32 by default and products would not.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _no_tf32()
     apart = announced > 1 and choice.device != "cpu"
     return Runtime(accelerator, choice, dist.new_group(backend="gloo", timeout=PATIENCE) if apart else None)
+
+
+def _no_tf32() -> None:
+    """fp32 means fp32: cuDNN's convolutions would use TF32 by default while products do not."""
+    with warnings.catch_warnings():  # torch 2.9 wants a newer flag, beside which reading this one raises
+        warnings.simplefilter("ignore", UserWarning)
+        torch.backends.cudnn.allow_tf32 = False

@@ -49,3 +49,11 @@ def test_a_prepared_module_and_autocast_compute_in_it(precision: PrecisionName, 
     with runtime.autocast():
         unprepared(torch.ones(2, 4))
     assert unprepared.dtype == dtype
+
+
+def test_fp32_is_never_tf32() -> None:
+    """cuDNN's default would give a convolutional model 10 bits of mantissa where an attention model has 23."""
+    torch.backends.cudnn.allow_tf32 = True
+    start(CPU)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
