@@ -24,6 +24,7 @@ PRESET_SECTIONS = ("evaluation", "adaptation", "logging")
 CHECKPOINT_SECTIONS = ("model", "objective", "optimizer", "schedule", "training")
 CHECKPOINT_KEYS = ("data.grid", "data.embed_dim", "data.action_dim")
 FREE_KEYS = ("training.device",)
+TRAINING_KEYS = ("data.val_split", "data.batch_size")  # that neither eval nor tta uses
 COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
 
 
@@ -59,10 +60,13 @@ class ChosenClips:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None) -> Trained:
+def load_trained(
+    ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None, *, unused: tuple[str, ...] = ()
+) -> Trained:
     """Load a checkpoint under the evaluation, adaptation and logging sections of `preset` and the overrides.
 
-    `ckpt` as --ckpt takes it: a folder or file, or 'last' for the run started last.
+    `ckpt` as --ckpt takes it: a folder or file, or 'last' for the run started last. unused: keys (or sections, with
+    their dot) that the command does nothing with; a note says so when one is set.
     """
     from hopecli.config.explain import to_tree
     from hopecli.config.load import load_tree, merge, overridden, section_tree
@@ -84,6 +88,9 @@ def load_trained(ckpt: str, preset: str | None, overrides: Sequence[str], data_d
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS))
     flags = list(data_overrides(data_dir))
     asked = overridden(overrides)
+    idle = [key for key in asked if key.startswith(unused) and key != "evaluation.clips"]
+    if idle:
+        say(f"note: this command does not use {', '.join(idle)}")
     if data_dir is None and asked.get("data.source") == "physics":  # a recorded folder has no part in built-in clips
         flags.append(override("data.data_dir", None))
     elsewhere = gives_clips([*flags, *overrides])
@@ -190,11 +197,13 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
         )
     if held_out and which != "all":
         usable, skipped = usable_clips(store, among=held_out)
+        _compare_states(trained, store, list(usable.values()), say)
         for name, reason in left_out.items():
             say(f"note: held-out {name} is left out: {reason}")
         return ChosenClips(store, list(usable.values()), "held out from training", "held_out", 0, skipped, left_out)
     usable, skipped = usable_clips(store)
     names = list(usable.values())
+    _compare_states(trained, store, names, say)
     marks = adapted_on if split is None else adapted_on | set(split.fingerprints.values())
     seen = len(recognised(readings, names, marks))
     unsure = split is None or not (len(readings) == 1 or _all_readable(readings[-1], names))
@@ -205,20 +214,30 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     elif overlap is None:
         what = "training split is" if split is None else f"clips' {readings[-1].settings.feature_map} features are"
         say(f"note: the {what} not known, so overlap with training clips cannot be checked")
-    label = _label(trained.settings.data, store.folder)
-    return ChosenClips(store, names, f"all of {label}", f"all_{label}", overlap, skipped)
+    label, ids = _label(trained.settings.data, store.folder), _ids(trained.settings.data)
+    return ChosenClips(store, names, f"all of {label}{ids}", f"all_{label}{ids}", overlap, skipped)
+
+
+def _compare_states(trained: Trained, store: ClipStore, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Warn when the clips have no states for a model that was trained with them, or the other way round."""
+    expected = trained.checkpoint.info.get("states")  # absent in weights of an earlier version
+    found, of = store.sampled_states(names)
+    if expected is True and found < of:
+        say(f"warning: {of - found} of the first {of} clips lack the states.npy it was trained with: zeros stand in")
+    if expected is False and found:
+        say(f"warning: {found} of the first {of} clips have a states.npy, but it was trained on clips without")
 
 
 def _readings(trained: Trained, store: ClipStore) -> list[ClipStore]:
     """The clips as they are read now and, where that is another feature map, as training read them: their fingerprints
-    are of what is read."""
+    are of what is read. A clip too short for a longer evaluation is still one of the clips trained on."""
     from hopecli.data.store import ClipStore
 
-    feature_map = trained.trained_under.data.feature_map
-    if store.settings.feature_map == feature_map:
-        return [store]
-    settings = store.settings.model_copy(update={"feature_map": feature_map})
-    return [store, ClipStore(store.folder, settings, use_extrinsics=False)]
+    d = trained.trained_under.data
+    maps = dict.fromkeys([store.settings.feature_map, d.feature_map])
+    frames = min(store.settings.num_timesteps, d.num_timesteps)
+    changes = [{"feature_map": feature_map, "num_timesteps": frames} for feature_map in maps]
+    return [ClipStore(store.folder, store.settings.model_copy(update=c), use_extrinsics=False) for c in changes]
 
 
 def _held_out(readings: list[ClipStore], split: Split, adapted_on: set[str]) -> tuple[list[str], dict[str, str]]:
@@ -271,3 +290,10 @@ def recognised(readings: Sequence[ClipStore], names: Sequence[str], marks: set[s
 
 def _label(data: DataSettings, folder: Path) -> str:
     return f"physics_{data.physics.domain}" if data.source == "physics" else folder.resolve().name or "clips"
+
+
+def _ids(data: DataSettings) -> str:
+    """What a range of ids adds to a folder's label."""
+    if data.clip_start is None and data.clip_end is None:
+        return ""
+    return f"[{data.clip_start or 0}:{'' if data.clip_end is None else data.clip_end}]"

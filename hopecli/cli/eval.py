@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopecli.cli.checkpoints import Trained, held_out_or_all, load_trained
+from hopecli.cli.checkpoints import TRAINING_KEYS, Trained, held_out_or_all, load_trained
 from hopecli.cli.common import (
     DeviceOption,
     JsonOption,
@@ -60,7 +60,8 @@ def eval_command(
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope eval", fix="add --ckpt RUN")
     flags = [] if precision is None else [override("evaluation.precision", precision)]
-    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir)
+    unused = ("adaptation.", *TRAINING_KEYS)
+    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     settings = trained.settings
     runtime = start_runtime(device or settings.training.device, settings.evaluation.precision)
     try:
@@ -144,6 +145,8 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         worst_clips=[scores.names[i] for i in worst],
         skipped_clips={**clips.left_out, **clips.skipped, **skips.reasons},
         preset=trained.checkpoint.info.get("preset"),
+        step=trained.checkpoint.info.get("step"),
+        epoch=trained.checkpoint.info.get("epoch"),
         seed=e.seed,
         bootstrap_samples=summary.resamples,
     )

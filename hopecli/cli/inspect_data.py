@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from hopecli.cli.common import JsonOption, data_overrides, expanded, override
 from hopecli.errors import DataError, HopeError, SettingsError, written
 
 if TYPE_CHECKING:
-    from hopecli.config.schema import Settings
+    from hopecli.config.schema import DataSettings, Settings
     from hopecli.data.survey import PresetFit, Survey, Surveyed
 
 DATA_EXIT_CODE = DataError.exit_code
@@ -214,6 +215,19 @@ def needed_overrides(preset: Settings, survey: Survey) -> list[str]:
             changes.append(override("objective.T_teacher", g.frames - 1))
         if o.T_rollout > g.frames - o.context_frames:
             changes.append(override("objective.T_rollout", max(1, g.frames - o.context_frames)))
+    return [*changes, *leaving_out(d, survey)]
+
+
+def leaving_out(settings: DataSettings, survey: Survey) -> list[str]:
+    """KEY=VALUE that let training go on without the clips that have defects, as far as they are known."""
+    short = sum(finding.count for finding in survey.findings if finding.code == "too_few_frames")
+    broken = survey.clips - survey.usable - short
+    changes = [override("data.on_short", "skip")] if short and settings.on_short != "skip" else []
+    if broken and settings.on_error != "skip":
+        changes.append(override("data.on_error", "skip"))
+    share = math.ceil(1000 * broken / survey.clips) / 1000
+    if share > settings.max_skipped:
+        changes.append(override("data.max_skipped", share))
     return changes
 
 

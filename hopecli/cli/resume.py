@@ -32,12 +32,17 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
 
 
 def newest_run(overrides: Sequence[str]) -> Path:
-    """The run with a checkpoint that was started last where `overrides` put runs; CheckpointError without one."""
+    """The run that was started last where `overrides` put runs; CheckpointError without one, or when it has no
+    checkpoint yet: an earlier run would be taken for it."""
     from hopecli.config.load import load_tree
 
     where = [text for text in overrides if text.startswith("logging")]
     folder = runs_folder(load_tree({}, where, name="last", origin="default").settings)
-    runs = [p.parents[1] for p in folder.glob("*/*/checkpoints/*last*/trainer.pt") if "tmp" not in p.parent.name]
+    runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
     if not runs:
-        raise CheckpointError("no run with a checkpoint", where=str(folder), fix="train one, or give its directory")
-    return max((p.parent for p in runs), key=lambda p: started(p.name))
+        raise CheckpointError("no run of hope train", where=str(folder), fix="train one, or give its directory")
+    newest = max(runs, key=lambda p: started(p.name))
+    if not any("tmp" not in p.parent.name for p in newest.glob("checkpoints/*last*/trainer.pt")):
+        what = "the newest run has no checkpoint: it ended before its first one was written, or is about to write it"
+        raise CheckpointError(what, where=str(newest), fix="start it again, or give another run's directory")
+    return newest

@@ -154,6 +154,9 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     note = shared_memory_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
     if note and runtime.is_main:
         say(note)
+    late = [phase.epoch for phase in settings.objective.curriculum if phase.epoch >= settings.training.epochs]
+    if late and runtime.is_main:
+        say(f"note: training.epochs={settings.training.epochs} ends before the curriculum's phase of epoch {late[0]}")
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
     )

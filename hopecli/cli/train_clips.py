@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from hopecli.engine.train_job import TrainJob
 
 MANY_CLIPS = 2000  # so many take more than a moment to check
-SAMPLED_CLIPS = 64  # whose actions are looked at for a warning
 
 
 def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
@@ -34,11 +33,13 @@ def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
             split = make_split(store, progress)
     if split.skipped:
         say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
-    looked_at = split.train[:SAMPLED_CLIPS]
-    dropped = store.dropped_actions(looked_at)
+    found, of = store.sampled_states(split.train)
+    if 0 < found < of:
+        say(f"warning: {of - found} of the first {of} training clips lack the states.npy of the others: zeros stand in")
+    dropped, of = store.dropped_actions(split.train)
     if dropped:
         say(
-            f"warning: {dropped} of the first {len(looked_at)} training clips have non-zero actions "
+            f"warning: {dropped} of the first {of} training clips have non-zero actions "
             "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
         )
     return store, split

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopecli.cli.checkpoints import ChosenClips, Trained, held_out_or_all, load_trained
+from hopecli.cli.checkpoints import TRAINING_KEYS, ChosenClips, Trained, held_out_or_all, load_trained
 from hopecli.cli.common import (
     DeviceOption,
     JsonOption,
@@ -89,7 +89,8 @@ def tta_command(
     check_launch()
     flags = [] if precision is None else [override("adaptation.precision", precision)]
     flags += [] if wandb is None else [override("logging.wandb", wandb)]
-    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir)
+    unused = ("evaluation.", *TRAINING_KEYS)
+    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     chosen_baselines = list(dict.fromkeys(["frozen", *(text.strip() for text in baselines.split(",") if text.strip())]))
     request = Request(source_data_dir, name, chosen_baselines, resume, preset)
     runtime = choose_runtime(trained, device)

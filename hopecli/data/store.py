@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_arr
 from hopecli.errors import DataError, accessed
 
 _ROW_FILES = ("actions", "states", "extrinsics")
+SAMPLED_CLIPS = 64  # enough to warn of what is the same in most clips
 CLIP_NAME = re.compile(r"clip_(\d+)$")
 EXPECTED_TREE = (
     "expected DIR/clip_00001/feature_maps/<feature_map>.npy [T*N, D] and "
@@ -174,11 +175,17 @@ class ClipStore:
         extrinsics = None if rows is None else torch.from_numpy(rows)
         return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
 
-    def dropped_actions(self, names: Iterable[str]) -> int:
-        """How many of these clips have non-zero action rows that data.action_alignment leaves out as no impulse."""
-        if self.settings.action_alignment != "impulse":
-            return 0
-        return sum(impulse_drops(self.action_rows(name)) for name in names)
+    def dropped_actions(self, names: Sequence[str]) -> tuple[int, int]:
+        """How many of the first SAMPLED_CLIPS have non-zero action rows that data.action_alignment leaves out as no
+        impulse, and how many these are."""
+        sample = names[:SAMPLED_CLIPS]
+        impulse = self.settings.action_alignment == "impulse"
+        return sum(impulse_drops(self.action_rows(name)) for name in sample if impulse), len(sample)
+
+    def sampled_states(self, names: Sequence[str]) -> tuple[int, int]:
+        """How many of the first SAMPLED_CLIPS have states, and how many these are; without, zeros stand in."""
+        sample = names[:SAMPLED_CLIPS]
+        return sum(os.path.lexists(self.paths(name)[2]) for name in sample), len(sample)
 
     def read_actions(self, name: str) -> torch.Tensor:
         """The aligned actions [T-1, A] of a clip alone."""

@@ -51,13 +51,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What trainer.pt holds, as a dict of these fields. Runs of earlier versions lack loss and validation."""
+    """What trainer.pt holds, as a dict of these fields. Runs of earlier versions lack the last three.
+
+    seconds: of training and validation until then, in all sessions of the run.
+    """
 
     step: int
     optimizer: dict[str, Any]  # held against the model's parameters when it is restored
     scaler: dict[str, float] | None = None
     loss: float | None = None
     validation: ValidationRecord | None = None
+    seconds: float = 0.0
 
 
 def write_weights(

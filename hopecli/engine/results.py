@@ -126,6 +126,8 @@ class EvalResults:
     worst_clips: list[str] = field(default_factory=list)
     skipped_clips: dict[str, str] = field(default_factory=dict)
     preset: str | None = None  # that the checkpoint was trained with
+    step: int | None = None  # that the checkpoint was saved after
+    epoch: int | None = None  # of that step, from 0
     seed: int | None = None
     bootstrap_samples: int | None = None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from hopecli.engine.results import TrainSummary
 from hopecli.engine.signals import stop_on_signal
 from hopecli.engine.train_job import TrainJob
@@ -22,12 +20,12 @@ def train(job: TrainJob) -> TrainSummary:
     job.sink.begin(first_step=run.first_step, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
     if run.trainable and run.step == job.total_steps:
         job.sink.message(f"all {run.step} steps are done already")
-    started = time.perf_counter()
     validation = run.validated
     run.meter.restart_clock()
     with stop_on_signal() as stop, run.saving_on_data_error():
         for epoch in range(run.first_epoch, s.training.epochs):
             phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
+            run.announce(epoch, phase)
             for batch in run.batches(epoch):
                 lr = run.set_learning_rate()
                 seed_step(s.training.seed, run.step, job.runtime.rank)
@@ -49,8 +47,8 @@ def train(job: TrainJob) -> TrainSummary:
                 if run.step % job.steps_per_epoch:
                     run.stop_if_asked(stop, epoch)
             run.log()
-            validation = run.validate(epoch, stop) if run.validation_is_due(epoch) else None
-            run.save(epoch, keep=run.keeps(epoch), validation=validation)
+            validation = run.validate(epoch, stop) if job.validates_after(epoch) else None
+            run.save(epoch, keep=job.keeps(epoch), validation=validation)
             job.runtime.barrier()
             if run.step < job.total_steps and job.runtime.any(bool(stop)):
                 raise run.stopped(stop)
@@ -59,4 +57,4 @@ def train(job: TrainJob) -> TrainSummary:
             validation = run.validate(0, stop)
             run.save(s.training.epochs - 1, keep=False, validation=validation)
             job.runtime.barrier()
-    return run.summary(time.perf_counter() - started, validation)
+    return run.summary(validation)

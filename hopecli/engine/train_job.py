@@ -42,6 +42,18 @@ class TrainJob:
         """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.settings.training.epochs
 
+    def validates_after(self, epoch: int) -> bool:
+        """Whether the held-out clips are scored after this epoch."""
+        return self._due(self.settings.training.evaluate_every, epoch)
+
+    def keeps(self, epoch: int) -> bool:
+        """Whether this epoch's checkpoint is kept beside `last`."""
+        every = self.settings.training.save_every
+        return every > 0 and self._due(every, epoch)
+
+    def _due(self, every: int, epoch: int) -> bool:
+        return epoch == self.settings.training.epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
+
 
 def steps_per_epoch(settings: Settings, clips: int, world: int) -> int:
     """Global steps per epoch; SettingsError when the batch does not fit the clips or the processes."""

@@ -27,7 +27,7 @@ from hopecli.models.build import count_parameters
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
 from hopecli.objectives.rollout import normalise
-from hopecli.objectives.schedules import learning_rate
+from hopecli.objectives.schedules import ObjectivePhase, learning_rate
 
 
 class TrainRun:
@@ -36,6 +36,7 @@ class TrainRun:
     def __init__(self, job: TrainJob):
         self.job, s = job, job.settings
         self.step, self.saved, self.saved_at = 0, 0, time.perf_counter()
+        self.started = self.saved_at  # as if all sessions of the run were one
         self.validated: ValidationRecord | None = None
         accelerator = job.runtime.accelerator
         self.meter = Meter(job.runtime)
@@ -76,7 +77,8 @@ class TrainRun:
             what = f"{TRAINER} does not fit this run: {error}"
             raise CheckpointError(what, where=str(self.job.run_dir), fix=OTHER_CHECKPOINT) from error
         self.step = self.saved = state["step"]
-        self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version
+        self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version, as the next
+        self.started -= state.get("seconds", 0.0)
         self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
         scaler = self.job.runtime.accelerator.scaler
         if scaler is not None and state.get("scaler"):
@@ -106,20 +108,17 @@ class TrainRun:
     def first_epoch(self) -> int:
         """The epoch to go on in: the last one done, when its validation is still to come."""
         done, steps = divmod(self.first_step, self.job.steps_per_epoch)
-        waiting = self.step > 0 and steps == 0 and self.validated is None and self.validation_is_due(done - 1)
+        waiting = self.step > 0 and steps == 0 and self.validated is None and self.job.validates_after(done - 1)
         return done - waiting
 
-    def validation_is_due(self, epoch: int) -> bool:
-        """Whether the held-out clips are scored after this epoch."""
-        return self._due(self.job.settings.training.evaluate_every, epoch)
-
-    def keeps(self, epoch: int) -> bool:
-        """Whether this epoch's checkpoint is kept beside `last`."""
-        every = self.job.settings.training.save_every
-        return every > 0 and self._due(every, epoch)
-
-    def _due(self, every: int, epoch: int) -> bool:
-        return epoch == self.job.settings.training.epochs - 1 or (every > 0 and (epoch + 1) % every == 0)
+    def announce(self, epoch: int, phase: ObjectivePhase) -> None:
+        """Say what the curriculum changes: the weighted loss then jumps though nothing has been learned or lost."""
+        curriculum = self.job.settings.objective.curriculum
+        if self.trainable and any(change.epoch == epoch for change in curriculum):
+            self.job.sink.message(
+                f"epoch {epoch + 1}: loss_weight_teacher {phase.loss_weight_teacher:g}, loss_weight_rollout "
+                f"{phase.loss_weight_rollout:g}, context_frames {phase.context_frames}, T_rollout {phase.T_rollout}"
+            )
 
     def batches(self, epoch: int) -> Iterator[StepBatch]:
         """The global batch of each remaining step of an epoch, this process's part of it.
@@ -206,6 +205,7 @@ class TrainRun:
                 "optimizer": self.raw_optimizer.state_dict() if self.trainable else {},
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "loss": self.meter.last_loss,
+                "seconds": time.perf_counter() - self.started,
                 "validation": None if validation is None else asdict(validation),
             }
             kept = folder / f"epoch_{epoch + 1:04d}"
@@ -213,7 +213,13 @@ class TrainRun:
                 kept if keep else folder / "last",
                 weights=job.model.state_dict(),
                 settings=to_tree(job.settings),
-                info={"preset": job.preset, "step": self.step, "epoch": epoch, "split": job.split.hash},
+                info={
+                    "preset": job.preset,
+                    "step": self.step,
+                    "epoch": epoch,
+                    "split": job.split.hash,
+                    "states": job.store.sampled_states(job.split.train)[0] > 0,
+                },
                 trainer=trainer,
             )
             if keep:
@@ -265,7 +271,7 @@ class TrainRun:
             fix=f"go on with: {self._resume()}",
         )
 
-    def summary(self, seconds: float, validation: ValidationRecord | None) -> TrainSummary:
+    def summary(self, validation: ValidationRecord | None) -> TrainSummary:
         """What the run came to."""
         job, m = self.job, self.meter
         return TrainSummary(
@@ -279,7 +285,7 @@ class TrainRun:
             epochs=job.settings.training.epochs,
             train_clips=len(set(job.split.train) - set(job.skipped)),
             held_out_clips=len(set(job.split.held_out) - set(job.skipped)),
-            seconds=seconds,
+            seconds=time.perf_counter() - self.started,
             clips_per_second=m.clips / m.seconds if m.seconds > 0 else None,
             loss=m.last_loss,
             validation=validation,

@@ -170,6 +170,10 @@ def eval_tables(results: EvalResults) -> list[Table]:
         facts["action sensitivity"] = f"{spread(results.action_sensitivity)}, shuffled actions are {share:.1f} % worse"
     if results.overlap_with_training:
         facts["WARNING"] = f"{results.overlap_with_training} of these clips were trained on"
+    if results.skipped_clips:
+        facts["clips left out"] = f"{len(results.skipped_clips)} (results.json says why)"
+    if results.step is not None:
+        facts["trained for"] = f"{counted(results.step, 'step')}"
     if results.worst_clips:
         facts["worst clips"] = ", ".join(results.worst_clips)
     return [l1, more, pairs_table("", facts)]

@@ -97,4 +97,25 @@ def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
 def test_ckpt_last_without_a_run(tmp_path: Path) -> None:
     outcome = hope(["eval", "--ckpt", "last"], tmp_path)
     assert outcome.code == 4
-    assert one_line(outcome) == "error: runs: no run with a checkpoint. Train one, or give its directory"
+    assert one_line(outcome) == "error: runs: no run of hope train. Train one, or give its directory"
+
+
+def test_last_is_never_an_earlier_run(tmp_path: Path) -> None:
+    """The newest run was killed before its first checkpoint: its predecessor must not be taken for it."""
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    assert hope(command, tmp_path).code == 0
+    run = only_run(tmp_path)
+    newest = run.parent.parent / "another/2999-01-01_00-00-00"
+    shutil.copytree(run, newest, ignore=shutil.ignore_patterns("checkpoints"))
+    for look in (["train", "--resume", "last"], ["eval", "--ckpt", "last"]):
+        outcome = hope(look, tmp_path)
+        assert outcome.code == 4
+        assert "another/2999-01-01_00-00-00: the newest run has no checkpoint" in one_line(outcome)
+
+
+def test_seconds_are_those_of_the_whole_run(tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1", "--json"]
+    first = json.loads(hope(command, tmp_path).out)["seconds"]
+    again = json.loads(hope(["train", "--resume", "last", "--json"], tmp_path).out)["seconds"]  # nothing left to do
+    # All but the last save, which comes after the time was written down: at least half in so short a run.
+    assert 0.5 * first < again < 2 * first + 1

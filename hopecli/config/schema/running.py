@@ -34,7 +34,9 @@ class EvaluationSettings(Section):
 
     batch_size: PositiveInt = Field(32, description="clips per forward pass")
     precision: Precision = Field("fp32", description="precision of the forward pass")
-    context_frames: PositiveInt | None = Field(None, description="true frames before the rollout; null = as trained")
+    context_frames: PositiveInt | None = Field(
+        None, description="true frames before the rollout; null = objective.context_frames"
+    )
     T_rollout: PositiveInt | None = Field(None, description="rollout steps; null = as many as the clip has")
     clips: Literal["auto", "held_out", "all"] = Field(
         "auto", description="auto = the held-out part of the training folder, all clips of any other"

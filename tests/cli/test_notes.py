@@ -1,0 +1,119 @@
+"""What a command says on the way: clips left out, states missing, settings without effect, phases of the curriculum."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.runner import TINY, Outcome, evaluate, hope, only_run
+from tests.clips import DIM, feature_file, make_features, write_clip
+
+TRAIN = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, f"data.embed_dim={DIM}", "training.epochs=1"]
+
+
+def clips_of(folder: Path, frames: list[int], *, states: bool = False, first: int = 0) -> Path:
+    """One clip per number of encoded frames, with a push at original frame 1."""
+    for number, count in enumerate(frames, start=first):
+        actions = np.zeros((2 * count, 2), np.float32)
+        actions[1] = number + 1
+        rows = np.full((count, 2), number, np.float32) if states else None
+        write_clip(folder, number, features=make_features(number, count), actions=actions, states=rows)
+    return folder
+
+
+def ran(arguments: list[str], folder: Path) -> Outcome:
+    outcome = hope(arguments, folder)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def test_longer_rollouts_are_scored_on_the_held_out_part_too(tmp_path: Path) -> None:
+    """Most training clips are too short for them, but that does not make the folder another one."""
+    clips_of(tmp_path / "clips", [8] * 9 + [10, 8, 8, 10, 10])
+    ran([*TRAIN, "--data-dir", "clips", "data.val_split=0.3"], tmp_path)  # held out: the last four
+    outcome = ran(
+        ["eval", "--ckpt", "last", "--device", "cpu", "data.num_timesteps=10", "data.on_short=skip"], tmp_path
+    )
+    assert "2 clips (held out from training)" in outcome.out
+    assert "clips left out" in outcome.out
+    results = json.loads((only_run(tmp_path) / "eval/held_out/results.json").read_text())
+    assert results["T_rollout"] == 9
+    assert results["overlap_with_training"] == 0
+    assert sorted(results["skipped_clips"]) == ["clip_00010", "clip_00011"]
+    step, epoch = results["step"], results["epoch"]
+    assert (step, epoch) == (2, 0)  # 10 training clips in batches of 4
+    assert f"{step} steps" in outcome.out
+
+
+def test_ranges_of_ids_have_results_of_their_own(tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 10)
+    clips_of(tmp_path / "other", [8] * 10, first=50)
+    ran([*TRAIN, "--data-dir", "clips"], tmp_path)
+    run = only_run(tmp_path)
+    for start, end, label in (("null", "53", "0:53"), ("55", "null", "55:"), ("52", "56", "52:56")):
+        ids = [f"data.clip_start={start}", f"data.clip_end={end}"]
+        assert evaluate(run, "--data-dir", "other", *ids)["clips_from"] == f"all of other[{label}]"
+    assert len(list((run / "eval").iterdir())) == 3
+
+
+@pytest.mark.parametrize("trained_with", [True, False])
+def test_states_that_training_knew_otherwise(trained_with: bool, tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 8, states=trained_with)
+    clips_of(tmp_path / "same", [8] * 3, states=trained_with, first=20)
+    clips_of(tmp_path / "changed", [8] * 3, states=not trained_with, first=20)
+    assert "states.npy" not in ran([*TRAIN, "--data-dir", "clips"], tmp_path).err
+    look = ["eval", "--ckpt", "last", "--device", "cpu", "--data-dir"]
+    assert "states.npy" not in ran([*look, "same"], tmp_path).err
+    warning = "lack the states.npy it was trained with" if trained_with else "it was trained on clips without"
+    assert f"warning: 3 of the first 3 clips {'' if trained_with else 'have a states.npy, but '}{warning}" in (
+        ran([*look, "changed"], tmp_path).err
+    )
+
+
+def test_states_of_some_training_clips_only(tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 5, states=True)
+    clips_of(tmp_path / "clips", [8] * 5, first=5)
+    outcome = ran([*TRAIN, "--data-dir", "clips"], tmp_path)
+    assert "warning: 4 of the first 9 training clips lack the states.npy of the others: zeros stand in" in outcome.err
+
+
+def test_the_overrides_that_inspect_data_prints_are_enough(tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 9 + [6] * 2 + [8] * 9)
+    feature_file(tmp_path / "clips", "clip_00003").write_bytes(b"")
+    broken = np.load(feature_file(tmp_path / "clips", "clip_00015"))
+    broken[5, 1, 1] = np.nan
+    np.save(feature_file(tmp_path / "clips", "clip_00015"), broken)
+    survey = json.loads(hope(["inspect-data", "clips", "--deep", "--json"], tmp_path).out)
+    (fit,) = (fit for fit in survey["presets"] if fit["name"] == "quickstart")
+    assert {'data.on_short="skip"', 'data.on_error="skip"', "data.max_skipped=0.1"} <= set(fit["overrides"])
+    small = ["model.width=16", "model.depth=1", "model.num_heads=2", "training.epochs=1"]
+    command = ["train", "--preset", "quickstart", "--device", "cpu", "data.source=folder", "--data-dir", "clips"]
+    line = " ".join(fit["overrides"])
+    summary = json.loads(ran([*command, *shlex.split(line), *small, "--json"], tmp_path).out)
+    assert summary["train_clips"] + summary["held_out_clips"] == survey["usable"] == 16
+
+
+def test_settings_without_effect(tmp_path: Path) -> None:
+    ran([*TRAIN, "data.embed_dim=8"], tmp_path)
+    look = ["--ckpt", "last", "--device", "cpu"]
+    outcome = ran(["eval", *look, "data.batch_size=2", "adaptation.lr=1", "evaluation.batch_size=2"], tmp_path)
+    assert "note: this command does not use data.batch_size, adaptation.lr\n" in outcome.err
+    arguments = ["evaluation.batch_size=2", "evaluation.clips=all", "adaptation.steps=1"]
+    outcome = ran(["tta", *look, *arguments], tmp_path)
+    assert "note: this command does not use evaluation.batch_size\n" in outcome.err
+
+
+def test_phases_of_the_curriculum(tmp_path: Path) -> None:
+    phases = "objective.curriculum=[{epoch: 1, loss_weight_teacher: 0.5}, {epoch: 2, T_rollout: 3}, {epoch: 7}]"
+    outcome = ran([*TRAIN, "data.embed_dim=8", "training.epochs=3", phases], tmp_path)
+    assert "note: training.epochs=3 ends before the curriculum's phase of epoch 7" in outcome.err
+    said = [line for line in outcome.err.splitlines() if "loss_weight_teacher" in line]
+    rest = "loss_weight_rollout 1, context_frames 1"
+    assert [line.strip() for line in said] == [
+        f"epoch 2: loss_weight_teacher 0.5, {rest}, T_rollout 7",
+        f"epoch 3: loss_weight_teacher 0.5, {rest}, T_rollout 3",
+    ]
