@@ -113,16 +113,22 @@ def test_no_graph_below_the_first_adapted_parameter() -> None:
     assert part < 0.8 * count(list(adapter.model.parameters()))  # frozen weights' inputs need not be kept
 
 
+@pytest.mark.parametrize("adapt", ["layernorm", "attn_proj"])
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_one_step_is_the_optimizer_named(name: str) -> None:
-    s = settings("vit_ac", optimizer=name, steps=1, grad_clip=None, lr=0.05, betas=[0.8, 0.9], weight_decay=0.1)
-    assert s.adaptation.adapt == "layernorm"
+def test_one_step_is_the_optimizer_named(name: str, adapt: str) -> None:
+    changes = {"optimizer": name, "adapt": adapt, "weight_decay": 0.1}
+    s = settings("vit_ac", **changes, steps=1, grad_clip=None, lr=0.05, betas=[0.8, 0.9])
     adapter, reference = adapter_for(s), build(s)
-    chosen = [p for n, p in reference.named_parameters() if n in EXPECTED["vit_ac", "layernorm"]]
+    chosen = {n: p for n, p in reference.named_parameters() if n in EXPECTED["vit_ac", adapt]}
+    groups: list[dict[str, Any]] = [  # only matrices decay, of which a LayerNorm has none
+        {"params": [p for p in chosen.values() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in chosen.values() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    assert len(groups[0]["params"]) == (2 if adapt == "attn_proj" else 0)
     kinds = {
-        "adam": lambda: torch.optim.Adam(chosen, lr=0.05, betas=(0.8, 0.9)),
-        "adamw": lambda: torch.optim.AdamW(chosen, lr=0.05, betas=(0.8, 0.9), weight_decay=0.0),  # all are 1-D
-        "sgd": lambda: torch.optim.SGD(chosen, lr=0.05),
+        "adam": lambda: torch.optim.Adam(groups, lr=0.05, betas=(0.8, 0.9)),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=0.05, betas=(0.8, 0.9)),
+        "sgd": lambda: torch.optim.SGD(groups, lr=0.05),
     }
     optimizer = kinds[name]()
     h = given(s)
@@ -134,8 +140,8 @@ def test_one_step_is_the_optimizer_named(name: str) -> None:
     one = settings("vit_ac", **{**s.adaptation.model_dump(), "T_rollout": 1})
     with only_adapted(adapter.model, adapter.parameters):
         adapt_on_rollout(adapter, given(one), plan_of(one), cpu())
-    for p, expected in zip(adapter.parameters, chosen, strict=True):
-        assert torch.equal(p, expected)
+    moved = dict(adapter.model.named_parameters())
+    assert all(torch.equal(moved[n], expected) for n, expected in chosen.items())
 
 
 @pytest.mark.parametrize(("limit", "scale"), [(0.5, 1.0), (0.5, 1e-3), (None, 1.0)])
@@ -217,6 +223,16 @@ def test_a_step_that_is_not_finite_changes_nothing(what: str) -> None:
     assert same(everything(adapter), before)
     assert all(p.grad is None for p in adapter.parameters)
     assert adapter.step(p.sum() * 1e-32).done
+
+
+def test_a_gradient_that_is_not_finite_does_not_enter_the_sums_of_a_slow_level() -> None:
+    """No weight moves before the fourth step, so that only the sums can hold it."""
+    adapter = adapter_for(settings("hope", {"cms_update_periods": (4, 4)}, adapt="mlp_out"))
+    p = adapter.parameters[0]
+    assert adapter.step(p.sum()).done  # something to spoil
+    before = everything(adapter)
+    assert not adapter.step((p - p.detach()).abs().sqrt().sum()).done  # 0 with an infinite slope
+    assert same(everything(adapter), before)
 
 
 @pytest.mark.parametrize("kind", ["hope", "convlstm"])

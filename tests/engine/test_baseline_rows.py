@@ -82,9 +82,10 @@ def test_copy_last_is_the_last_true_frame_and_copy_first_the_first(scores: ClipS
     np.testing.assert_allclose(scores.copy_first, first, rtol=TOLERANCE)
 
 
-def test_a_model_in_training_is_scored_in_evaluation_mode(tmp_path: Path) -> None:
+def test_a_model_in_training_is_scored_in_evaluation_mode_without_a_graph(tmp_path: Path) -> None:
     model = ModeRecorder(embed_dim=DIM, action_dim=ACTION_DIM, grid=GRID).train()
     score(tmp_path, model)
     assert model.modes
     assert not any(model.modes)
+    assert not any(model.graphs)
     assert model.training

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from hopecli.engine.meter import Meter, check_finite
+from hopecli.engine.meter import Meter, check_finite, check_sound
+from hopecli.engine.results import ValidationRecord
 from hopecli.engine.runtime import start
 from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
@@ -83,3 +85,27 @@ def test_the_first_step_that_is_not_finite_is_named(place: int, what: str, clock
         check_finite(records, scaled=False)
     if place == 3:
         check_finite(records, scaled=True)  # a loss scaler skips such a step by itself
+
+
+def validation(teacher: float, rollout: float) -> ValidationRecord:
+    return ValidationRecord(5, 1, 2, teacher, rollout, [rollout], 0.5, [0.5], 1.0)
+
+
+@pytest.mark.parametrize("place", ["weight", "bias"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_not_saved(place: str, value: float) -> None:
+    model = nn.Linear(2, 2)
+    check_sound(model, None, step=3, lr=0.25)
+    with torch.no_grad():
+        model.get_parameter(place)[1] = value
+    for measured in (None, validation(0.5, 0.25)):
+        with pytest.raises(DivergedError, match=r"the weights are not finite after step 3 .*lr 0\.25"):
+            check_sound(model, measured, step=3, lr=0.25)
+
+
+@pytest.mark.parametrize(("teacher", "rollout"), [(math.nan, 0.5), (math.inf, 0.5), (0.5, math.nan), (0.5, math.inf)])
+def test_each_validation_loss_must_be_finite(teacher: float, rollout: float) -> None:
+    model = nn.Linear(2, 2)
+    check_sound(model, validation(0.5, 0.25), step=3, lr=0.25)
+    with pytest.raises(DivergedError, match="the validation loss is not finite after step 3"):
+        check_sound(model, validation(teacher, rollout), step=3, lr=0.25)

@@ -84,6 +84,19 @@ def test_bootstrap_rows_sum_to_one_and_follow_the_seed() -> None:
     assert not np.array_equal(weights, other)
 
 
+def test_the_table_of_resamples_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 MB of float32, but no fewer than 100 resamples; the table is asked for, not made."""
+
+    def refuse(shape: tuple[int, int], dtype: type) -> None:
+        raise MemoryError(shape)
+
+    monkeypatch.setattr(np, "empty", refuse)
+    for clips, samples in ((50_000, 2000), (200_000, 500), (4_000_000, 100)):
+        with pytest.raises(MemoryError) as asked:
+            bootstrap_weights(clips, samples=2000, seed=0)
+        assert asked.value.args == ((samples, clips),)
+
+
 def test_bootstrap_interval_of_the_mean_has_the_width_of_theory() -> None:
     values = np.random.default_rng(0).standard_normal(400)
     found = interval(values, bootstrap_weights(400, samples=2000, seed=0))
@@ -154,6 +167,8 @@ def test_ratios_to_nothing_are_absent_not_zero() -> None:
     assert row.relative_per_horizon == [None, pytest.approx(3.5 / 6)]
     assert row.error_to_signal is None
     assert to_tree(row)["error_to_signal"] is None
+    assert row.error_to_signal_per_clip is None
+    assert row.relative_per_clip_per_horizon[0] is None
 
 
 def test_rows_share_resamples_so_a_constant_gap_has_no_width() -> None:
@@ -169,6 +184,14 @@ def test_rows_share_resamples_so_a_constant_gap_has_no_width() -> None:
     model = summary.rows[0].l1
     assert model.low == 2.0
     assert model.high == 3.0
+    assert summary.resamples == 500
+
+
+def test_resamples_are_those_drawn() -> None:
+    assert summarise(two_clips(), bootstrap_samples=50, seed=0).resamples == 100  # the least there are
+    one = ClipScores(["a"], {"model": [[1.0]], "copy_last": [[2.0]]}, {"model": [[0.5]], "copy_last": [[0.5]]})
+    one.copy_first, one.target_std, one.teacher = [[1.0]], [[1.0]], [0.5]
+    assert summarise(one, bootstrap_samples=500, seed=0).resamples is None
 
 
 def test_action_sensitivity_is_absent_without_its_row() -> None:

@@ -45,6 +45,7 @@ def step(micro_batches: list[ClipBatch]) -> tuple[list[float], list[Tensor], int
         runtime=start(CPU),
         grad_clip=OPTIMIZER.grad_clip,
     )
+    assert all(p.grad is None for p in model.parameters())  # the next step would add to it
     # Not the weights: AdamW's first step is lr * sign(gradient), whatever its size. Its first moment is 0.1 gradient.
     moments = [optimizer.state[p]["exp_avg"] for group in optimizer.param_groups for p in group["params"]]
     return done.values.tolist(), moments, done.clips

@@ -16,7 +16,6 @@ from hopecli.data.store import Sample
 from hopecli.engine.sink import NullStreamSink
 from hopecli.engine.tta import stream
 from hopecli.engine.tta_clip import make_plan, prepare, score
-from hopecli.engine.tta_job import StreamRecord
 from hopecli.engine.tta_results import TtaClip, TtaProgress
 from hopecli.engine.tta_summary import summarise_stream
 from hopecli.errors import SettingsError
@@ -48,6 +47,14 @@ def test_without_a_learning_rate_online_is_frozen(kind: str, changes: dict[str, 
         assert row.after_update in (None, row.frozen)
         assert row.drift in (None, 0.0)
     assert equal(after, dict(build(s).state_dict()))
+
+
+def test_no_block_is_dropped_at_random(tmp_path: Path) -> None:
+    """A model that comes in training mode is not scored or adapted in it."""
+    job = make_job(settings("vit_ac", {"drop_path": 0.5}, lr=0.0), noise_clips(3), tmp_path)
+    job.model.train()
+    for row in stream(job).rows:
+        assert row.online == row.frozen == row.after_update
 
 
 @pytest.mark.parametrize(("kind", "changes"), CONTINUAL)
@@ -211,27 +218,6 @@ def test_sequential_scores_each_frame_before_learning_it(tmp_path: Path) -> None
     assert whole.steps_done == 2 * 3
     assert whole.online != whole.frozen  # frames 2 and 3 are scored after frame 1 was learned
     assert whole.step_losses[0] == pytest.approx(one.online, rel=1e-6)  # the same pass, with a graph
-
-
-def test_periodic_reset_lies_between_reset_and_never(tmp_path: Path) -> None:
-    clips = noise_clips(5)
-
-    def periodic(every: int) -> StreamRecord:
-        s = settings("convlstm", adapt="bias", reset_every=every, memory="carry")
-        return stream(make_job(s, clips, tmp_path, baselines=("frozen", "periodic_reset")))
-
-    never = periodic(100)
-    assert [row.periodic_reset for row in never.rows] == [row.online for row in never.rows]
-    always = periodic(1)
-    assert [row.periodic_reset for row in always.rows] == [row.frozen for row in always.rows]
-    assert online(always) == online(never)  # the baseline does not disturb the stream
-    third = periodic(3)
-    values = [row.periodic_reset for row in third.rows]
-    assert values[:3] == [row.online for row in third.rows[:3]]
-    assert values[3] == third.rows[3].frozen
-    assert values[4] not in (third.rows[4].frozen, third.rows[4].online)
-    with pytest.raises(SettingsError, match="unknown baseline"):
-        stream(make_job(settings(), clips, tmp_path, baselines=("rdumb",)))
 
 
 def test_forgetting_is_the_source_loss_before_and_after(tmp_path: Path) -> None:

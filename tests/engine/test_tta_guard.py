@@ -54,6 +54,26 @@ def test_a_step_that_has_proved_itself_is_not_taken_back() -> None:
     assert same(everything(adapter), kept)
 
 
+def test_a_step_is_taken_back_once_and_only_while_it_is_the_last() -> None:
+    adapter = adapter_for(adapt="bias")
+    p = adapter.parameters[0]
+    start = everything(adapter)
+    assert not adapter.undo()
+    assert adapter.step(p.sum()).done
+    assert adapter.undo()
+    assert same(everything(adapter), start)
+    assert not adapter.undo()
+    assert adapter.step(p.sum()).done
+    adapter.reset()  # before it there is nothing to go back to
+    assert not adapter.undo()
+    assert adapter.step(p.sum()).done
+    kept = everything(adapter)
+    infinite_slope = (p - p.detach()).abs().sqrt().sum()
+    assert not adapter.step(infinite_slope).done  # but the loss was finite, which proves the step before
+    assert not adapter.undo()
+    assert same(everything(adapter), kept)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -94,6 +94,10 @@ def eval_row(name: str, base: float) -> EvalRow:
         cosine_per_horizon=[around(base + 0.22), around(base + 0.26)],
         error_to_signal=base + 0.31,
         error_to_signal_per_horizon=[base + 0.32, base + 0.36],
+        relative_per_clip=around(base + 0.41),
+        relative_per_clip_per_horizon=[around(base + 0.42), around(base + 0.46)],
+        error_to_signal_per_clip=around(base + 0.51),
+        error_to_signal_per_clip_per_horizon=[around(base + 0.52), around(base + 0.56)],
     )
 
 

@@ -55,11 +55,13 @@ def test_worst_first() -> None:
 def test_relative_to_nothing_is_absent() -> None:
     (row,) = per_clip_rows(
         names=["a"],
-        l1={"model": [[1.0]]},
-        cosine={"model": [[0.5]]},
-        copy_first=[[0.0]],
-        target_std=[[0.0]],
+        l1={"model": [[1.0, 3.0]]},
+        cosine={"model": [[0.5, 0.25]]},
+        copy_first=[[0.0, 2.0]],
+        target_std=[[0.0, 4.0]],
         teacher=[0.1],
         worst_first=False,
     )
-    assert [row[key] for key in ("relative", "relative_h1", "error_to_signal_h1")] == [None, None, None]
+    assert (row["relative_h1"], row["relative_h2"]) == (None, 1.5)
+    assert (row["error_to_signal_h1"], row["error_to_signal_h2"]) == (None, 0.75)
+    assert row["relative"] is None  # a mean over some horizons would be another measure

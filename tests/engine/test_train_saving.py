@@ -1,0 +1,49 @@
+"""When a run saves, and what its checkpoints say of themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hopecli.engine.checkpoint import load_checkpoint
+from tests.engine.runs import Kept, run, write_random_clips
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_clips(tmp_path_factory.mktemp("clips"))
+
+
+class Watch(Kept):
+    """A clock that only steps move, by the seconds given, and the step of the last checkpoint before each of them."""
+
+    def __init__(self, run_dir: Path, seconds: list[float]):
+        super().__init__()
+        self.run_dir, self.seconds, self.now = run_dir, seconds, 0.0
+        self.saved: list[int] = []
+
+    def tick(self, step: int) -> None:
+        last = self.run_dir / "checkpoints" / "last"
+        self.saved.append(load_checkpoint(str(last)).info["step"] if last.exists() else 0)
+        self.now += self.seconds[step - 1]
+
+
+def test_the_last_checkpoint_is_saved_again_after_the_minutes_of_the_settings(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(tmp_path, [59.0, 1.0, 59.0, 1.0])
+    monkeypatch.setattr("time.perf_counter", lambda: watch.now)
+    training = {"save_minutes": 1.0, "save_every": 0}
+    run(clips, tmp_path, kept=watch, data={"batch_size": 1}, training=training, logging={"log_every": 1})
+    # Not after 59 s but after 60 s, and not 59 s after that.
+    assert watch.saved == [0, 0, 2, 2]
+    assert load_checkpoint(str(tmp_path)).info["step"] == 4
+
+
+def test_checkpoints_say_how_far_they_went(clips: Path, tmp_path: Path) -> None:
+    done = run(clips, tmp_path, training={"epochs": 2, "save_every": 1})
+    for name, step, epoch in (("epoch_0001", 2, 0), ("epoch_0002", 4, 1), ("last", 4, 1)):
+        info = load_checkpoint(str(tmp_path / "checkpoints" / name)).info
+        assert (info["step"], info["epoch"]) == (step, epoch)
+        assert (info["preset"], info["split"]) == ("test", done.job.split.hash)
