@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame
+from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops
 from tests.clips import count_rows
 
 TENS = np.array([[10.0], [11.0], [20.0], [22.0], [30.0], [34.0]])  # 6 original frames: 3 encoded frames, 2 transitions
@@ -26,6 +26,14 @@ def test_rules(alignment: str, reduce: str, expected: list[float]) -> None:
     out = align_actions(TENS, alignment=alignment, reduce=reduce, transitions=2)
     assert out.dtype == np.float32
     assert out[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("row", "dropped"), [(0, True), (1, False), (2, True), (5, True)])
+def test_impulse_leaves_out_every_row_but_the_second(row: int, dropped: bool) -> None:
+    rows = np.zeros((6, 2), np.float32)
+    assert not impulse_drops(rows)
+    rows[row, 1] = -0.5
+    assert impulse_drops(rows) is dropped
 
 
 def test_every_column_is_aligned() -> None:

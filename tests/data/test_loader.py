@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from hopecli.data.loader import (
     EpochBatches,
     InOrder,
     LoadedBatch,
+    _reading,
     batch_bytes,
     load_batches,
     reader_processes,
@@ -213,6 +215,36 @@ def test_readers_fit_into_shared_memory(
     note = shared_memory_note(store, names, 8)
     assert (note is None) == (workers == 2)
     assert note is None or note.startswith(f"note: {workers} of 2 processes read clips")
+
+
+def test_there_are_no_more_readers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert [reader_processes(data_settings({"workers": workers})) for workers in (0, 1, 2, 3, 8)] == [0, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "killed"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (ConnectionResetError("Connection reset by peer"), True),
+        (EOFError(), True),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (ValueError("a mistake"), False),
+    ],
+)
+def test_only_a_lost_reader_is_reported_as_one(error: Exception, killed: bool) -> None:
+    """Other errors, as of pinning, have another remedy than fewer readers: their own message must be seen."""
+
+    def batches() -> Iterator[LoadedBatch]:
+        yield LoadedBatch(None)
+        raise error
+
+    reading = _reading(batches())
+    assert next(reading) == LoadedBatch(None)
+    with pytest.raises(DataError if killed else type(error)) as raised:
+        next(reading)
+    assert ("a process that reads clips was killed" in str(raised.value)) == killed
+    assert killed or raised.value is error
 
 
 @pytest.mark.parametrize("extrinsics", [False, True])

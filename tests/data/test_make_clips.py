@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,28 @@ def test_statistics_agree_with_their_definitions(tmp_path: Path) -> None:
     np.testing.assert_allclose(layer_norm(features.astype(np.float32)), h, atol=1e-4)
 
 
+def test_statistics_are_of_the_first_64_clips(tmp_path: Path) -> None:
+    sampled = [make(tmp_path / str(clips), clips=clips) for clips in (63, 64, 65)]
+    assert [statistics.clips_sampled for statistics in sampled] == [63, 64, 64]
+    assert sampled[1] == sampled[2] != sampled[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_clips_must_fit_on_the_disk(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems do not tell their size: total 0 stands for it, and they are tried."""
+    needed = 3 * 8 * 4 * 4 * np.dtype(dtype).itemsize  # clips, frames, patches, width
+    for total, free, fits in ((2**20, needed, True), (2**20, needed - 1, False), (0, 0, True)):
+        disk = SimpleNamespace(total=total, free=free)
+        monkeypatch.setattr("shutil.disk_usage", lambda path, disk=disk: disk)
+        out = tmp_path / f"{total} {free}"
+        if fits:
+            assert make(out, dtype=dtype).clips_sampled == 3
+            continue
+        with pytest.raises(DataError, match=r"the features need 0\.0 GiB, but the disk has 0\.0 GiB free"):
+            make(out, dtype=dtype)
+        assert not out.exists()
+
+
 def test_a_single_clip_has_no_cosine_between_clips(tmp_path: Path) -> None:
     assert make(tmp_path / "out", clips=1).cosine_between_clips is None
 
@@ -139,8 +162,11 @@ def test_features_have_the_size_and_similarity_asked_for(tmp_path: Path) -> None
     ("changes", "text"),
     [
         ({"clips": 0}, "clips"),
+        ({"clips": 100_001}, "clips: must be at most 100000"),
         ({"grid": 1}, "grid"),
+        ({"grid": 65}, "grid: must be at most 64"),
         ({"dim": 3}, "dim"),
+        ({"dim": 16_385}, "dim: must be at most 16384"),
         ({"seed": -1}, "seed"),
         ({"start_id": -1}, "start_id"),
         ({"domain": "icy"}, "Did you mean ice"),

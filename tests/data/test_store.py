@@ -237,8 +237,16 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
     name = write_clip(tmp_path, 1)
     action_file(tmp_path, name).with_name("states.npy").symlink_to("nowhere.npy")
     assert "states.npy is a link that leads nowhere" in str(problem(tmp_path))
+    with pytest.raises(ClipProblem, match=r"states\.npy is a link that leads nowhere"):
+        store(tmp_path).check(name)
     (tmp_path / "clip_00002").symlink_to("nowhere", target_is_directory=True)
     assert list(store(tmp_path).select()) == [1, 2]
+
+
+def test_large_float16_features_are_finite(tmp_path: Path) -> None:
+    """Their sum is not, where it is taken in float16."""
+    write_clip(tmp_path, 1, features=np.full((FRAMES, PATCHES, DIM), 2000.0, np.float16))
+    assert (read(tmp_path).features == 2000).all()
 
 
 def test_actions_too_large_for_float32_are_not_finite(tmp_path: Path) -> None:

@@ -201,6 +201,23 @@ def test_writes_stay_in_float32_under_autocast() -> None:
 
 
 @torch.no_grad()
+def test_autocast_changes_no_bit_of_a_write() -> None:
+    """A dtype of float32 is not enough: autocast would round products to 8 bits on their way into float32 sums."""
+    random = torch.Generator().manual_seed(0)
+    w_in, w_out = torch.randn(2, 5, 12, 8, generator=random), torch.randn(2, 5, 8, 12, generator=random)
+    keys, values = (rms_normalise(torch.randn(2, 7, 8, generator=random)) for _ in range(2))
+    eta, alpha = torch.rand(2, 7, generator=random), torch.rand(2, generator=random)
+    weights, write = MemoryWeights(w_in, w_out), prepare_write(keys, values, eta, alpha)
+    after, error = apply_write(weights, write), surprise(weights, write)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (w_in @ w_out).dtype == torch.bfloat16  # it acts
+        again = prepare_write(keys, values, eta, alpha)
+        after_again, error_again = apply_write(weights, write), surprise(weights, write)
+    for found, expected in zip((*again, *after_again, error_again), (*write, *after, error), strict=True):
+        assert torch.equal(found, expected)
+
+
+@torch.no_grad()
 def test_each_write_is_within_its_contraction_bound() -> None:
     """|W'| <= alpha |W| + sum_i eta_i |g_i|: I - eta n n^T with |n| <= 1 and eta in (0, 1) is a contraction.
 

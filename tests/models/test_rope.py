@@ -15,7 +15,13 @@ TOKENS = COND + GRID * GRID
 
 
 def tables(
-    head_dim: int, *, layout: RopeLayout = "exact", first_frame: int = 0, frames: int = 1, cond_tokens: int = COND
+    head_dim: int,
+    *,
+    layout: RopeLayout = "exact",
+    first_frame: int = 0,
+    frames: int = 1,
+    cond_tokens: int = COND,
+    dtype: torch.dtype = torch.float64,
 ) -> RotaryTables:
     return rotary_tables(
         head_dim=head_dim,
@@ -25,7 +31,7 @@ def tables(
         frames=frames,
         layout=layout,
         device=torch.device("cpu"),
-        dtype=torch.float64,
+        dtype=dtype,
     )
 
 
@@ -115,6 +121,15 @@ def test_frames_can_be_computed_one_by_one() -> None:
     one_by_one = [tables(16, first_frame=t, cond_tokens=3) for t in range(3)]
     assert torch.equal(whole.cos, torch.cat([t.cos for t in one_by_one]))
     assert torch.equal(whole.signed_sin, torch.cat([t.signed_sin for t in one_by_one]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_has_tables_in_float32(dtype: torch.dtype) -> None:
+    """In bfloat16 frames 256 and 257 are one, and an angle of 7 is off by up to 0.03."""
+    half, single = tables(24, first_frame=257, dtype=dtype), tables(24, first_frame=257, dtype=torch.float32)
+    assert half.cos.dtype == half.signed_sin.dtype == torch.float32
+    assert torch.equal(half.cos, single.cos)
+    assert torch.equal(half.signed_sin, single.signed_sin)
 
 
 def test_rotation_works_under_leading_axes() -> None:

@@ -207,18 +207,23 @@ def test_drop_path_grows_linearly_over_depth() -> None:
     assert [block.drop_path for block in make(changes={"drop_path": 0.3, "depth": 1}).blocks()] == [0.0]
 
 
-def test_drop_path_drops_whole_branches_and_scales_the_rest() -> None:
+@pytest.mark.parametrize(("silent", "index"), [("mlp.fc2", 0), ("attn.proj", 1)])
+def test_drop_path_drops_whole_branches_and_scales_the_rest(silent: str, index: int) -> None:
+    """Of either branch alone, by its own draw: attention is drawn first."""
     torch.manual_seed(0)
     block = Block(
         width=4, num_heads=1, mlp_ratio=1.0, mlp="gelu", wide_swiglu=True, drop_path=0.5, tokens_per_frame=2
     ).double()
-    nn.init.zeros_(block.mlp.output.weight)
-    nn.init.zeros_(block.mlp.output.bias)
+    for parameter in block.get_submodule(silent).parameters():
+        nn.init.zeros_(parameter)
     x = torch.randn(1, 2, 4, dtype=torch.float64).expand(2000, -1, -1)
-    change = (block(x, None, None, block.draw_kept(x))[0] - x).flatten(1)
+    kept = block.draw_kept(x)
+    assert kept is not None
+    change = (block(x, None, None, kept)[0] - x).flatten(1)
     assert block.eval().draw_kept(x) is None
     branch = (block(x, None, None)[0] - x).flatten(1)
     dropped = (change == 0).all(dim=1)
+    assert torch.equal(dropped, kept[index].flatten() == 0)
     # a share of 2,000 coins: standard error 1.1 %, four of them
     assert dropped.double().mean().item() == pytest.approx(0.5, abs=0.045)
     torch.testing.assert_close(change[~dropped], 2 * branch[~dropped], rtol=1e-10, atol=1e-14)

@@ -12,8 +12,9 @@ from torch import Tensor
 from hopecli.data.clip import ClipBatch
 from hopecli.models.convlstm import ConvLSTM
 from hopecli.objectives.losses import distance, training_loss
+from hopecli.objectives.rollout import normalise
 from hopecli.objectives.schedules import ObjectivePhase
-from tests.objectives.adder import Adder, number_clip
+from tests.objectives.adder import Adder, Seen, number_clip
 
 PHASE = ObjectivePhase(loss_weight_teacher=1.0, loss_weight_rollout=1.0, T_rollout=3, context_frames=1)
 
@@ -92,6 +93,35 @@ def test_normalisation_applies_to_targets_and_predictions() -> None:
         terms = training_loss(Adder(5.0), wide, phase=PHASE, T_teacher=3, normalize_reps=normalize, loss_exp=1.0)
         # eps 1e-5 shrinks +-1 by 5e-6 and +-5 by less, so normalised values differ by about that much
         assert terms.rollout.item() == pytest.approx(expected, abs=1e-5)
+
+
+class Listening(Adder):
+    """Keeps what it was given: the features of parallel passes and the frames of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes: list[Tensor] = []
+        self.frames: list[Tensor] = []
+
+    def step(self, frame: Tensor, *rest: Any, memory: Seen, t: int) -> tuple[Tensor, Seen]:
+        self.frames.append(frame)
+        return super().step(frame, *rest, memory=memory, t=t)
+
+    def __call__(self, features: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None = None) -> Tensor:
+        self.passes.append(features)
+        return super().__call__(features, actions, states, extrinsics)
+
+
+def test_the_model_is_given_normalised_features() -> None:
+    """Those of the normalised space that it predicts in, as in evaluation; raw ones only would train worse."""
+    features = 3 * torch.randn(2, 4, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    rows = torch.zeros(2, 3, 1, dtype=torch.float64)
+    model, phase = Listening(), dataclasses.replace(PHASE, T_rollout=1, context_frames=3)
+    clip = ClipBatch(features, rows, rows, None, ("a", "b"))
+    training_loss(model, clip, phase=phase, T_teacher=3, normalize_reps=True, loss_exp=1.0)
+    (seen,) = model.passes
+    assert torch.equal(seen, normalise(features)[:, :3])
+    assert torch.equal(torch.stack(model.frames, dim=1), normalise(features)[:, :3])
 
 
 class Exploding(Adder):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from hopecli.objectives.rollout import normalise, rollout, steps, teacher_forced
-from tests.objectives.adder import Adder, number_clip
+from hopecli.objectives.rollout import normalise, recomputed_rollout, rollout, steps, teacher_forced
+from tests.objectives.adder import Adder, Seen, number_clip
 
 
 def walk(context: int, horizon: int, *, detach: bool = False, scale: float = 1.0) -> torch.Tensor:
@@ -55,6 +58,34 @@ def test_teacher_forced_uses_true_frames_only() -> None:
     out = teacher_forced(Adder(), clip, frames=3, normalize_reps=False)
     assert out.flatten().tolist() == [2.0, 12.0, 103.0]
     assert teacher_forced(Adder(), clip, frames=2, normalize_reps=False).flatten().tolist() == [2.0, 12.0]
+
+
+class WithExtrinsics(Adder):
+    """next frame = frame + first action value + first extrinsics value."""
+
+    def step(
+        self, frame: Tensor, action: Tensor, state_vec: Tensor, extrinsics: Tensor | None, **rest: Any
+    ) -> tuple[Tensor, Seen]:
+        assert extrinsics is not None
+        return super().step(frame, action + extrinsics, state_vec, extrinsics, **rest)
+
+    def __call__(self, features: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None = None) -> Tensor:
+        assert extrinsics is not None
+        return super().__call__(features, actions + extrinsics, states, extrinsics)
+
+
+def test_every_walk_gives_the_model_its_extrinsics() -> None:
+    clip = dataclasses.replace(
+        number_clip([1, 10, 100, 1000], [1, 2, 3]), extrinsics=torch.tensor([[[0.1], [0.2], [0.3]]])
+    )
+    model = WithExtrinsics()
+    # From 1: +1.1, then +2.2, then +3.3; float32 holds the tenths to 1e-8.
+    walked = rollout(model, clip, context_frames=1, horizon=3, normalize_reps=False)
+    assert walked.flatten().tolist() == pytest.approx([2.1, 4.3, 7.6], rel=1e-6)
+    again = recomputed_rollout(model, clip, horizon=3, normalize_reps=False)
+    assert torch.equal(again, walked)
+    forced = teacher_forced(model, clip, frames=3, normalize_reps=False)
+    assert forced.flatten().tolist() == pytest.approx([2.1, 12.2, 103.3], rel=1e-6)
 
 
 @pytest.mark.parametrize(("detach", "expected"), [(False, 1 + 2 * 2 + 3 * 4), (True, 1 + 2 + 4)])
