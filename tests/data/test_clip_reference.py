@@ -136,8 +136,8 @@ REFERENCES = [
 def test_clips_keep_their_numbers(reference: Reference, tmp_path: Path) -> None:
     """Change these numbers only together with PHYSICS_VERSION, or stale caches are mixed with new clips.
 
-    Positions: 1e-9; the contacts of these clips enlarge rounding 300-fold at most. Features: stored in float32 and
-    computed in float64, 1e-4 is all that the numbers below say and a tenth of what painting order changes.
+    Positions: 1e-9, as the contacts of these clips enlarge rounding up to 300-fold. Features: computed in float64 and
+    stored in float32 here; 1e-4 is well above rounding, and shows even which disk is painted first.
     """
     (domain, number), grid, dim, positions, features = reference
     make_clips(tmp_path / "out", clips=1, grid=grid, dim=dim, domain=domain, seed=0, dtype="float32", start_id=number)

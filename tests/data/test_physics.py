@@ -116,6 +116,15 @@ def test_a_wall_reflects_the_normal_velocity_only() -> None:
     np.testing.assert_allclose(moved[0, 0], [RADII[0] - 0.001 + 0.6 * SUBSTEP, 0.5 + 0.3 * SUBSTEP], atol=ROUNDING)
 
 
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_a_disk_that_another_pressed_into_a_wall_goes_on_leaving_it(side: float) -> None:
+    """It is inside the wall and on its way out already: reflected, it would stay in the wall."""
+    position = 0.5 + side * np.array([[[0.5 - RADII[0] + 0.01, 0.0], [-0.2, 0.2]]])
+    velocity = -side * np.array([[[0.3, 0.1], [0.0, 0.0]]])
+    _, after = substep(Domain("no friction", friction=0.0), position, velocity)
+    np.testing.assert_allclose(after[0, 0], velocity[0, 0], atol=ROUNDING)
+
+
 def test_a_head_on_contact_of_the_disks_swaps_their_velocities() -> None:
     position = np.array([[[0.4, 0.5], [0.4 + sum(RADII) + 0.001, 0.5]]])
     velocity = np.array([[[0.8, 0.1], [-0.2, 0.0]]])
