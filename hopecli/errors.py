@@ -21,6 +21,7 @@ class HopeError(Exception):
     """
 
     exit_code = 1
+    together = False  # whether every process of the run has it at the same place
 
     def __init__(self, what: str, *, where: str | None = None, value: object | None = None, fix: str | None = None):
         self.what, self.where, self.value, self.fix = what, where, value, fix

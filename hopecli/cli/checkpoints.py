@@ -82,7 +82,7 @@ def load_trained(
     trained_under = settings_of(checkpoint)
     tree: dict[str, Any] = checkpoint.settings
     if checkpoint.run_dir is None:  # a file from elsewhere does not say where results go and on which device
-        training = {key: value for key, value in tree["training"].items() if key != "device"}
+        training = {key: value for key, value in (tree.get("training") or {}).items() if key != "device"}
         tree = {**tree, "training": training, "logging": {}}
     if preset is not None:
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS))

@@ -152,6 +152,15 @@ def started(name: str) -> tuple[str, int]:
     return second, int(number) if number.isdecimal() else 1
 
 
+def is_dated(name: str) -> bool:
+    """Whether a folder has the name of a run, and not one that a user gave it."""
+    try:
+        datetime.strptime(name[:STAMP_LENGTH], "%Y-%m-%d_%H-%M-%S")
+    except ValueError:
+        return False
+    return True
+
+
 def make_run_dir(parent: Path) -> Path:
     """A new folder <date-time> in `parent`, numbered when two runs start in one second."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hopecli.cli.common import runs_folder, started
+from hopecli.cli.common import is_dated, runs_folder, started
 from hopecli.errors import CheckpointError, accessed
 
 
@@ -41,7 +41,8 @@ def newest_run(overrides: Sequence[str]) -> Path:
     runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
     if not runs:
         raise CheckpointError("no run of hope train", where=str(folder), fix="train one, or give its directory")
-    newest = max(runs, key=lambda p: started(p.name))
+    dated = [p for p in runs if is_dated(p.name)]
+    newest = max(dated or runs, key=lambda p: started(p.name))
     if not any("tmp" not in p.parent.name for p in newest.glob("checkpoints/*last*/trainer.pt")):
         what = "the newest run has no checkpoint: it ended before its first one was written, or is about to write it"
         raise CheckpointError(what, where=str(newest), fix="start it again, or give another run's directory")

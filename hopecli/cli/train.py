@@ -27,7 +27,7 @@ from hopecli.cli.common import (
 )
 from hopecli.cli.resume import find_run
 from hopecli.cli.train_clips import find_clips, list_skipped
-from hopecli.errors import CheckpointError, SettingsError, written
+from hopecli.errors import CheckpointError, HopeError, SettingsError, written
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -149,7 +149,8 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     mode, reason = resolve_mode(settings.logging.wandb)
     # Once for all processes: each would read every clip, and one that sees another folder would train on other clips.
     store, split = runtime.from_main(lambda: find_clips(settings))
-    steps_per_epoch(settings, len(split.train), runtime.world)
+    with runtime.raising_as_one():
+        steps_per_epoch(settings, len(split.train), runtime.world)
     d = settings.data
     note = shared_memory_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
     if note and runtime.is_main:
@@ -165,13 +166,15 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         assert request.checkpoint is not None
         checkpoint = load_checkpoint(str(request.checkpoint))
         before = read_split(request.resume / "split.json")
-        if checkpoint.info.get("split") not in (before.hash, split.hash) or not split.same_clips(before):
-            raise CheckpointError(
+        split = split.following(before)
+        if checkpoint.info.get("split") not in (*split.earlier, split.hash) or not split.same_clips(before):
+            mistake = CheckpointError(
                 "the clips are not those the run was started with",
                 where=str(store.folder),
                 value=split.difference(before),
                 fix="give the original clips with --data-dir",
             )
+            runtime.raise_as_one(mistake)
         load_into(model, checkpoint)
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
@@ -181,7 +184,10 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     run_dir = request.resume
     if run_dir is None:
         run_dir = runtime.from_main(lambda: make_run_dir(runs_folder(settings) / name))
-    sink = open_sinks(request, run_dir, split, runtime, mode=mode, reason=reason, first_step=first_step)
+    again = resumed is not None and (resumed.get("validation") is None or not resumed["optimizer"])
+    sink = open_sinks(
+        request, run_dir, split, runtime, mode=mode, reason=reason, first_step=first_step, validates_again=again
+    )
     return TrainJob(
         preset=name,
         settings=settings,
@@ -198,7 +204,15 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
 
 
 def open_sinks(
-    request: Request, run_dir: Path, split: Split, runtime: Runtime, *, mode: str, reason: str, first_step: int
+    request: Request,
+    run_dir: Path,
+    split: Split,
+    runtime: Runtime,
+    *,
+    mode: str,
+    reason: str,
+    first_step: int,
+    validates_again: bool,
 ) -> Sink:
     """The record, the log, and the mirror; nothing on processes other than the main one."""
     import os
@@ -220,7 +234,8 @@ def open_sinks(
         lock = RunLock(run_dir)
         write_json(run_dir / name, environment_facts(runtime))
         console = ConsoleSink(run_dir / "train.log")
-        sinks: list[Sink] = [console, MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step), lock]
+        metrics = MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step, validates_again=validates_again)
+        sinks: list[Sink] = [console, metrics, lock]
     console.message(f"run directory: {run_dir}")
     console.message(reason)
     if mode != "disabled":
@@ -241,15 +256,22 @@ def open_sinks(
 
 def run(job: TrainJob) -> TrainSummary:
     """Train; sinks are closed whatever happens, and split.json lists the clips that turned out to be unreadable."""
+    from hopecli.engine.runtime import EndedTogether
     from hopecli.engine.train import train
 
+    together = False
     try:
         return train(job)
+    except (HopeError, EndedTogether) as error:
+        together = isinstance(error, EndedTogether) or error.together
+        raise
     finally:
         try:
             list_skipped(job)
         finally:
             job.sink.close()
+            if together:  # torchrun ends all processes when one ends: not before the main one has closed its files
+                job.runtime.barrier()
 
 
 def report(summary: TrainSummary, runtime: Runtime, *, json: bool) -> None:

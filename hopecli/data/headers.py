@@ -120,7 +120,7 @@ def read_pieces(path: Path, header: ArrayHeader, pieces: Sequence[tuple[int, int
     Waiting for a mapped page would hold up every other thread; waiting for a read does not.
     """
     size = header.dtype.itemsize
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=4096) as file:  # buffered: a plain read may return less than there is
         if len(pieces) > 1 and hasattr(os, "posix_fadvise"):
             # Reading ahead between the pieces would be reading most of the file.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

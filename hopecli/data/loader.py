@@ -185,9 +185,11 @@ def _no_handler_of_dead_readers() -> Iterator[None]:
     """Keep torch from raising wherever the main process is when a reader dies: in the middle of an optimizer step it
     would leave half of one behind. Waiting for the reader's next batch finds it out as well."""
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _reading(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:

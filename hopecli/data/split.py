@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class Split:
     """Clip names of both sides, the clips left out with the reason, and a hash.
 
     fingerprints: content hash per clip name of `train`, for recognising these clips in another folder. unreadable:
-    training clips that ended the run, and may come back mended.
+    training clips that ended the run, and may come back mended. earlier: hashes of the run's split before one did.
     """
 
     train: tuple[str, ...]
@@ -32,6 +32,7 @@ class Split:
     skipped: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -50,7 +51,12 @@ class Split:
         if (self.train, self.held_out) != (before.train, before.held_out):
             return False
         fixed = (name for name in self.train if name not in before.unreadable)
-        return not before.comparable or all(self.fingerprints[n] == before.fingerprints[n] for n in fixed)
+        return not before.comparable or all(self.fingerprints[n] == before.fingerprints.get(n) for n in fixed)
+
+    def following(self, before: Split) -> Split:
+        """This split as that of a run which had `before`."""
+        earlier = (*before.earlier, *([before.hash] if before.hash != self.hash else []))
+        return replace(self, earlier=tuple(dict.fromkeys(earlier)))
 
     def difference(self, before: Split) -> str:
         """What changed since `before`, for a message: the first clip that is new, gone, elsewhere or changed."""
@@ -80,7 +86,8 @@ def read_split(path: Path) -> Split:
             if not isinstance(tree[key], kind) or not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"{key} is not a {kind.__name__} of texts")
         sides = tuple(tree["train"]), tuple(tree["held_out"])
-        split = Split(*sides, tree["skipped"], tree["fingerprints"], tuple(map(str, tree.get("unreadable", ()))))
+        since = (tuple(map(str, tree.get(key, ()))) for key in ("unreadable", "earlier"))  # not in early versions
+        split = Split(*sides, tree["skipped"], tree["fingerprints"], *since)
         announced = tree["hash"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"not a readable split.json: {error}", where=str(path), fix="restore the file") from error
@@ -143,7 +150,7 @@ def count_defects(skipped: dict[str, str]) -> int:
 
 def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
     """DataError when more than `allowed` (a share) of `total` clips were left out for a defect."""
-    if bad > allowed * total:
+    if total and bad / total > allowed:  # as the share is printed; 0.29 * 100 is less than 29
         raise DataError(
             f"{bad} of {total} clips cannot be used, more than data.max_skipped allows",
             where=where,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -24,6 +24,10 @@ Result = TypeVar("Result")
 # Others wait while the main process makes or checks clips; torchrun ends them all when one dies.
 PATIENCE = timedelta(hours=12)
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class EndedTogether(SystemExit):
+    """Ends a process without a word, because of an error that the main process says."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,16 @@ class Runtime:
 
     def raise_as_one(self, error: HopeError) -> NoReturn:
         """Raise an error that all processes have at the same place: the main process says it, the others only end."""
-        raise error if self.is_main else SystemExit(error.exit_code)
+        error.together = True
+        raise error if self.is_main else EndedTogether(error.exit_code)
+
+    @contextmanager
+    def raising_as_one(self) -> Iterator[None]:
+        """`raise_as_one` what the block raises, which is the same on all processes."""
+        try:
+            yield
+        except HopeError as error:
+            self.raise_as_one(error)
 
     def barrier(self) -> None:
         """Wait for all processes."""

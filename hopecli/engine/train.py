@@ -18,7 +18,7 @@ def train(job: TrainJob) -> TrainSummary:
     """
     s, run = job.settings, TrainRun(job)
     job.sink.begin(first_step=run.first_step, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
-    if run.trainable and run.step == job.total_steps:
+    if run.trainable and run.first_epoch == s.training.epochs:
         job.sink.message(f"all {run.step} steps are done already")
     validation = run.validated
     run.meter.restart_clock()
@@ -51,7 +51,7 @@ def train(job: TrainJob) -> TrainSummary:
             run.save(epoch, keep=job.keeps(epoch), validation=validation)
             job.runtime.barrier()
             if run.step < job.total_steps and job.runtime.any(bool(stop)):
-                raise run.stopped(stop)
+                job.runtime.raise_as_one(run.stopped(stop))
             run.meter.restart_clock()
         if not run.trainable:
             validation = run.validate(0, stop)

@@ -151,6 +151,7 @@ class TrainRun:
             here = sum(len(part) for part in clips)
             everywhere, failures = job.runtime.host_sum(here, self.skips.failure is not None)
             if failures:
+                self.job.sink.steps(self.meter.flush())
                 self.skips.raise_failure()
             yield StepBatch(clips, here * job.runtime.world / everywhere, time.perf_counter() - waiting)
 
@@ -159,7 +160,8 @@ class TrainRun:
         records = self.meter.flush()
         self.job.sink.steps(records)
         self.skips.agree()
-        check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
+        with self.job.runtime.raising_as_one():
+            check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
 
     def diagnose(self, clips: ClipBatch) -> None:
         """Send the memory diagnostics of a micro-batch to the sink."""
@@ -196,7 +198,8 @@ class TrainRun:
         """Write `last`, and before it epoch_NNNN when this one is kept: a run killed in between makes both again."""
         job = self.job
         lr = self.raw_optimizer.param_groups[0]["lr"] if self.trainable else 0.0
-        check_sound(job.model, validation, step=self.step, lr=lr)
+        with job.runtime.raising_as_one():
+            check_sound(job.model, validation, step=self.step, lr=lr)
         if job.runtime.is_main:
             folder = job.run_dir / "checkpoints"
             scaler = job.runtime.accelerator.scaler
@@ -236,7 +239,7 @@ class TrainRun:
     def saving_on_data_error(self) -> Iterator[None]:
         """Keep the steps taken so far when a clip ends the run: once it is mended the run can go on.
 
-        The other processes have ended by then, so nothing here waits for them.
+        Nothing here waits for the other processes: it may be an error of this one alone.
         """
         try:
             yield
@@ -261,7 +264,7 @@ class TrainRun:
             self.log()
             self.save(epoch, keep=False, validation=None)
             self.job.runtime.barrier()
-            raise self.stopped(stop)
+            self.job.runtime.raise_as_one(self.stopped(stop))
 
     def stopped(self, stop: StopRequest) -> StoppedError:
         """What to tell the user after a signal; the checkpoint has been written."""

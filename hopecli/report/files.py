@@ -65,24 +65,28 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 class MetricsFile:
     """metrics.jsonl: one JSON object per step, validation and diagnosis, the record that all mirrors copy."""
 
-    def __init__(self, path: Path, *, keep_until_step: int = 0):
+    def __init__(self, path: Path, *, keep_until_step: int = 0, validates_again: bool = False):
         """When the training begins, lines of steps after `keep_until_step` (from a run that went on past its last
-        checkpoint) are dropped, so that a resumed run writes the file an uninterrupted one would have. Not before: a
-        resume that is refused changes nothing."""
-        self.path, self.keep_until_step = path, keep_until_step
+        checkpoint) are dropped, so that a resumed run writes the file an uninterrupted one would have; the validation
+        of that step too when it begins with it (`validates_again`). Not before: a resume that is refused changes
+        nothing."""
+        self.path, self.keep_until_step, self.validates_again = path, keep_until_step, validates_again
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
     def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        kept = "".join(
-            f"{line}\n" for line in text.splitlines() if _step_of(line) <= self.keep_until_step
-        )  # no torn line
+        kept = "".join(f"{line}\n" for line in text.splitlines() if self._keeps(line))  # no torn line
         if kept == text:
             return
         with written(self.path, fix=THEN_RESUME):
             self.file.close()
             write_text(self.path, kept)
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
+
+    def _keeps(self, line: str) -> bool:
+        step = _step_of(line)
+        again = self.validates_again and step == self.keep_until_step and '"type": "validation"' in line
+        return step <= self.keep_until_step and not again
 
     def tick(self, step: int) -> None: ...
 

@@ -107,6 +107,7 @@ def test_last_is_never_an_earlier_run(tmp_path: Path) -> None:
     run = only_run(tmp_path)
     newest = run.parent.parent / "another/2999-01-01_00-00-00"
     shutil.copytree(run, newest, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(newest, newest.with_name("zzz"))  # a folder of the user's, which says nothing of when it began
     for look in (["train", "--resume", "last"], ["eval", "--ckpt", "last"]):
         outcome = hope(look, tmp_path)
         assert outcome.code == 4

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,8 +126,8 @@ def test_the_record_is_closed_when_the_list_cannot_be_written(tmp_path: Path, mo
     opened: list[MetricsFile] = []
     opening, replace = MetricsFile.__init__, os.replace
 
-    def remember(self: MetricsFile, path: Path, *, keep_until_step: int = 0) -> None:
-        opening(self, path, keep_until_step=keep_until_step)
+    def remember(self: MetricsFile, path: Path, **changes: Any) -> None:
+        opening(self, path, **changes)
         opened.append(self)
 
     def no_second_list(source: Path, target: Path) -> None:

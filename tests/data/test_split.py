@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hopecli.data.fingerprint import MARK_BYTES
-from hopecli.data.split import Split, make_split, read_split, split_ids, usable_clips
+from hopecli.data.split import Split, check_skipped, make_split, read_split, split_ids, usable_clips
 from hopecli.data.store import ClipStore
 from hopecli.errors import CheckpointError, DataError
 from tests.clips import action_file, count_rows, data_settings, feature_file, make_features, write_clip, write_clips
@@ -141,3 +142,24 @@ def test_what_changed_is_named(now: Split, difference: str) -> None:
     before = Split(("a", "b", "c"), ("d",), {}, {"a": "1", "b": "2", "c": "3"})
     assert now.hash != before.hash
     assert now.difference(before) == difference
+
+
+def test_a_share_is_enough_for_what_it_was_the_share_of() -> None:
+    """As inspect-data prints it: 0.29 * 100 is less than 29 in floating point."""
+    for total in range(1, 300):
+        for bad in range(total + 1):
+            check_skipped(bad, total, bad / total, "clips")
+            if bad:
+                with pytest.raises(DataError):
+                    check_skipped(bad, total, (bad - 0.5) / total, "clips")
+
+
+def test_a_run_remembers_the_hashes_its_split_had() -> None:
+    first = Split(("a", "b"), ("c",), {}, {"a": "1", "b": "2"})
+    mended = replace(first, fingerprints={"a": "1", "b": "3"})
+    second = mended.following(first)
+    assert second.earlier == (first.hash,)
+    assert second.hash == mended.hash
+    assert second.following(second).earlier == (first.hash,)
+    third = replace(first, fingerprints={"a": "4", "b": "3"}).following(second)
+    assert third.earlier == (first.hash, second.hash)

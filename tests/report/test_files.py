@@ -36,3 +36,16 @@ def test_metrics_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
             assert [json.loads(line)["step"] for line in lines] == list(range(1, step + 1))
     finally:
         metrics.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_validation_that_is_done_again_stands_there_once(again: bool, tmp_path: Path) -> None:
+    """The run was killed after the validation of step 2, before the checkpoint that remembers it."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [("train", 1), ("validation", 1), ("train", 2), ("validation", 2), ("train", 3)]
+    path.write_text("".join(json.dumps({"type": kind, "step": step}) + "\n" for kind, step in lines))
+    metrics = MetricsFile(path, keep_until_step=2, validates_again=again)
+    metrics.begin(first_step=2, total_steps=4, steps_per_epoch=2)
+    metrics.close()
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["type"], line["step"]) for line in found] == lines[: 3 if again else 4]
