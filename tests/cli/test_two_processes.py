@@ -27,9 +27,9 @@ def saved_step(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clip", [3, 4])
-def test_an_unreadable_clip_ends_both_with_the_steps_saved(clip: int, tmp_path: Path) -> None:
-    """One clip is met by one process only, in the step in which one process alone would meet it."""
+def test_an_unreadable_clip_ends_both_with_the_steps_saved(tmp_path: Path) -> None:
+    """It is met by one process only, in the step in which one process alone would meet it."""
+    clip = 3
     clips_with(tmp_path, {clip: np.nan})
     alone = hope([*COMMAND, "logging.runs_dir=alone"], tmp_path)
     assert alone.code == 3
@@ -43,9 +43,6 @@ def test_an_unreadable_clip_ends_both_with_the_steps_saved(clip: int, tmp_path: 
     (record,) = (tmp_path / "runs").glob("*/*/metrics.jsonl")
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line["step"] for line in lines if line["type"] == "train"] == list(range(1, step + 1))
-    resumed = hope_on_two(["train", "--resume", "last", "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
-    assert resumed.code == 0, resumed.err
-    assert saved_step(tmp_path / "runs") == 6  # two epochs of three
 
 
 @pytest.mark.slow
