@@ -126,8 +126,10 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
     run_dir, source = find_run(resume, overrides)
     from hopecli.engine.checkpoint import load_checkpoint
     from hopecli.engine.trained import settings_of
+    from hopecli.report.lock import naming_another_training
 
-    checkpoint = load_checkpoint(str(source))
+    with naming_another_training(run_dir):
+        checkpoint = load_checkpoint(str(source))
     settings_of(checkpoint)  # first as they are, so that a mistake in them is not taken for one in the overrides
     name = str(checkpoint.info.get("preset", run_dir.parent.name))
     resolved = load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}")
@@ -143,6 +145,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
     from hopecli.report.console import say
+    from hopecli.report.lock import naming_another_training
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
@@ -164,7 +167,9 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     resumed, skipped, unreadable, first_step = None, {}, set[str](), 0
     if request.resume is not None:
         assert request.checkpoint is not None
-        checkpoint = load_checkpoint(str(request.checkpoint))
+        with naming_another_training(request.resume):
+            checkpoint = load_checkpoint(str(request.checkpoint))
+            resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         before = read_split(request.resume / "split.json")
         split = split.following(before)
         if checkpoint.info.get("split") not in (*split.earlier, split.hash) or not split.same_clips(before):
@@ -176,7 +181,6 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
             )
             runtime.raise_as_one(mistake)
         load_into(model, checkpoint)
-        resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         skipped = {name: reason for name, reason in before.skipped.items() if name not in split.skipped}
         unreadable = set(before.unreadable)

@@ -11,6 +11,8 @@ from pathlib import Path
 from hopecli.engine.sink import NullSink
 from hopecli.errors import CheckpointError, written
 
+_TRAINS = "another process is training in it"
+
 
 class RunLock(NullSink):
     """Holds a run directory for a training, from construction to `close` or the end of the process however it ends.
@@ -21,13 +23,26 @@ class RunLock(NullSink):
 
     def __init__(self, run_dir: Path):
         """CheckpointError when another process trains there."""
-        self.descriptor = _locked(run_dir / "config.yaml", str(run_dir), "another process is training in it")
+        self.descriptor = _locked(run_dir / "config.yaml", str(run_dir), _TRAINS)
 
     def close(self) -> None:
         """Release the run."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+
+
+@contextmanager
+def naming_another_training(run_dir: Path) -> Iterator[None]:
+    """A CheckpointError of the body becomes RunLock's while another process trains in `run_dir`: that one replaces
+    the files which the body reads."""
+    try:
+        yield
+    except CheckpointError:
+        descriptor = _locked(run_dir / "config.yaml", str(run_dir), _TRAINS, shared=True)
+        if descriptor is not None:
+            os.close(descriptor)
+        raise
 
 
 @contextmanager
@@ -45,7 +60,7 @@ def stream_lock(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _locked(path: Path, where: str, what: str) -> int | None:
+def _locked(path: Path, where: str, what: str, *, shared: bool = False) -> int | None:
     """A descriptor that holds the lock on a file or folder; None where there are no locks."""
     if sys.platform == "win32":
         return None
@@ -53,7 +68,7 @@ def _locked(path: Path, where: str, what: str) -> int | None:
 
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise CheckpointError(what, where=where, fix="wait for it, or stop it first") from error

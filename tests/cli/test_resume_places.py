@@ -65,6 +65,23 @@ def test_a_run_that_is_being_trained_cannot_be_resumed(tmp_path: Path) -> None:
     assert trained == list(range(1, len(trained) + 1))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no file locks on Windows")
+def test_a_checkpoint_that_is_being_replaced_is_not_called_damaged(tmp_path: Path) -> None:
+    assert hope([*COMMAND, "training.epochs=1"], tmp_path).code == 0
+    run = only_run(tmp_path)
+    last = run / "checkpoints/last"
+    lock = RunLock(run)
+    for file in ("trainer.pt", "model.safetensors"):
+        (last / file).rename(last / "away")
+        outcome = hope(["train", "--resume", str(run)], tmp_path)
+        assert outcome.code == 4
+        assert "another process is training in it" in outcome.err
+        (last / "away").rename(last / file)
+    (last / "trainer.pt").unlink()
+    lock.close()
+    assert "trainer.pt cannot be read: No such file" in hope(["train", "--resume", str(run)], tmp_path).err
+
+
 def test_resume_last_looks_where_runs_are_written(tmp_path: Path) -> None:
     command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
     assert hope(command, tmp_path).code == 0
