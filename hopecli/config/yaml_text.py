@@ -15,6 +15,7 @@ _FLOAT = re.compile(
     r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$", re.ASCII
 )
 _MOST_DIGITS = 1000  # far above any setting, and below what Python refuses to print
+_MOST_VALUES = 100_000  # of a text whose aliases are written out
 _BASES = {"0o": 8, "0x": 16, "0b": 2}
 
 
@@ -28,6 +29,13 @@ class _Loader(yaml.SafeLoader):
     NON_PRINTABLE = re.compile(  # type: ignore[misc]
         yaml.SafeLoader.NON_PRINTABLE.pattern.replace("\ue000", "\udc80-\udcff\ue000")
     )
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            problem = f"its aliases stand for more than {_MOST_VALUES} values"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         # Here rather than when values are made: by then merge keys have put the keys of other mappings in.
@@ -53,6 +61,16 @@ class _Loader(yaml.SafeLoader):
             text = text if len(text) <= 40 else f"{text[:40]}..."
             problem = f"{text!r} is no {node.tag.removeprefix(_TAG)}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
+def _values(node: Any, counted: dict[int, int]) -> int:
+    """How many values a node holds, each alias counted as all it stands for."""
+    if id(node) not in counted:
+        counted[id(node)] = _MOST_VALUES + 1  # for an alias within what it stands for
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part[1] for part in parts] if isinstance(node, yaml.MappingNode) else parts
+        counted[id(node)] = 1 + sum(_values(part, counted) for part in parts)
+    return counted[id(node)]
 
 
 def _integer(loader: _Loader, node: Any) -> int:
