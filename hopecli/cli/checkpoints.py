@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hopecli.cli.common import data_overrides, gives_clips, override, with_data_folder
+from hopecli.cli.common import check_built_in, data_overrides, gives_clips, override, with_data_folder
+from hopecli.cli.recognise import all_readable, compare_inputs, held_out_here, readings_of, recognised
 from hopecli.cli.resume import newest_run
-from hopecli.errors import DataError, HopeError, SettingsError
+from hopecli.errors import HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -25,7 +26,6 @@ CHECKPOINT_SECTIONS = ("model", "objective", "optimizer", "schedule", "training"
 CHECKPOINT_KEYS = ("data.grid", "data.embed_dim", "data.action_dim")
 FREE_KEYS = ("training.device",)
 TRAINING_KEYS = ("data.val_split", "data.batch_size")  # that neither eval nor tta uses
-COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ def load_trained(
     idle = [key for key in asked if key.startswith(unused) and key != "evaluation.clips"]
     if idle:
         say(f"note: this command does not use {', '.join(idle)}")
+    section = "adaptation" if "evaluation." in unused else "evaluation"
+    if preset is not None and section not in section_tree(preset, PRESET_SECTIONS):
+        say(f"note: preset {preset} has no {section} section: that of the checkpoint is used")
     if data_dir is None and asked.get("data.source") == "physics":  # a recorded folder has no part in built-in clips
         flags.append(override("data.data_dir", None))
     elsewhere = gives_clips([*flags, *overrides])
@@ -103,6 +106,7 @@ def load_trained(
     origin = "checkpoint" if preset is None else f"checkpoint or {preset}"
     settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin=origin).settings
     _require_same_model(settings, fitted)
+    check_built_in(settings, [*data_overrides(data_dir), *overrides])
     recorded = settings.data.data_dir
     settings = with_data_folder(settings, recorded=not elsewhere)
     if recorded is not None and settings.data.data_dir != recorded and not elsewhere:
@@ -186,8 +190,9 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     store = open_store(trained.settings, say)
     split = training_split(trained, say)
     adapted_on = trained.adapted_on
-    readings = _readings(trained, store)
-    held_out, left_out = ([], {}) if split is None else _held_out(readings, split, adapted_on)
+    with_states = trained.checkpoint.info.get("states")  # absent in weights of an earlier version
+    readings = readings_of(store, trained.trained_under.data)
+    held_out, left_out = ([], {}) if split is None else held_out_here(readings, split, adapted_on)
     if which == "held_out" and not held_out:
         raise SettingsError(
             "the held-out clips of the training run are not in this folder",
@@ -197,16 +202,19 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
         )
     if held_out and which != "all":
         usable, skipped = usable_clips(store, among=held_out)
-        _compare_states(trained, store, list(usable.values()), say)
+        compare_inputs(store, list(usable.values()), with_states, say)
         for name, reason in left_out.items():
             say(f"note: held-out {name} is left out: {reason}")
-        return ChosenClips(store, list(usable.values()), "held out from training", "held_out", 0, skipped, left_out)
+        d, then = trained.settings.data, trained.trained_under.data
+        part = "" if (d.clip_start, d.clip_end) == (then.clip_start, then.clip_end) else _ids(d)
+        names = list(usable.values())
+        return ChosenClips(store, names, "held out from training", f"held_out{part}", 0, skipped, left_out)
     usable, skipped = usable_clips(store)
     names = list(usable.values())
-    _compare_states(trained, store, names, say)
+    compare_inputs(store, names, with_states, say)
     marks = adapted_on if split is None else adapted_on | set(split.fingerprints.values())
     seen = len(recognised(readings, names, marks))
-    unsure = split is None or not (len(readings) == 1 or _all_readable(readings[-1], names))
+    unsure = split is None or not (len(readings) == 1 or all_readable(readings[-1], names))
     overlap = None if unsure and not seen else seen
     if overlap:
         how = "trained or adapted on" if adapted_on else "trained on"
@@ -214,82 +222,17 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     elif overlap is None:
         what = "training split is" if split is None else f"clips' {readings[-1].settings.feature_map} features are"
         say(f"note: the {what} not known, so overlap with training clips cannot be checked")
-    label, ids = _label(trained.settings.data, store.folder), _ids(trained.settings.data)
+    label, ids = _label(trained, store.folder), _ids(trained.settings.data)
     return ChosenClips(store, names, f"all of {label}{ids}", f"all_{label}{ids}", overlap, skipped)
 
 
-def _compare_states(trained: Trained, store: ClipStore, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Warn when the clips have no states for a model that was trained with them, or the other way round."""
-    expected = trained.checkpoint.info.get("states")  # absent in weights of an earlier version
-    found, of = store.sampled_states(names)
-    if expected is True and found < of:
-        say(f"warning: {of - found} of the first {of} clips lack the states.npy it was trained with: zeros stand in")
-    if expected is False and found:
-        say(f"warning: {found} of the first {of} clips have a states.npy, but it was trained on clips without")
-
-
-def _readings(trained: Trained, store: ClipStore) -> list[ClipStore]:
-    """The clips as they are read now and, where that is another feature map, as training read them: their fingerprints
-    are of what is read. A clip too short for a longer evaluation is still one of the clips trained on."""
-    from hopecli.data.store import ClipStore
-
-    d = trained.trained_under.data
-    maps = dict.fromkeys([store.settings.feature_map, d.feature_map])
-    frames = min(store.settings.num_timesteps, d.num_timesteps)
-    changes = [{"feature_map": feature_map, "num_timesteps": frames} for feature_map in maps]
-    return [ClipStore(store.folder, store.settings.model_copy(update=c), use_extrinsics=False) for c in changes]
-
-
-def _held_out(readings: list[ClipStore], split: Split, adapted_on: set[str]) -> tuple[list[str], dict[str, str]]:
-    """The held-out clips of a training run in its folder or a copy of it, and why others of them are left out; none
-    in any other folder.
-
-    A folder is taken for the one trained on when most clips (a sample of them) with the names of training clips have
-    their content (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a
-    held-out clip with the content of a training clip, one that the weights were adapted on, and one that training found
-    unreadable.
-    """
-    from hopecli.data.store import clip_names
-
-    store = readings[0]
-    here = set(clip_names(store.folder).values())
-    named = [name for name in split.train if name in here]
-    named = named[:: len(named) // COMPARED_CLIPS + 1]  # evenly: to read all of a large folder would take long
-    trained_on = set(split.fingerprints.values())
-    if 2 * len(recognised(readings, named, trained_on)) <= len(named):
-        return [], {}
-    selected = set(store.select().values())
-    held_out = [name for name in split.held_out if name in selected]
-    left_out = {name: split.skipped[name] for name in held_out if name in split.skipped}
-    left_out |= dict.fromkeys(recognised(readings, held_out, adapted_on), "the weights were adapted on it")
-    left_out |= dict.fromkeys(recognised(readings, held_out, trained_on), "it has the content of a training clip")
-    return [name for name in held_out if name not in left_out], left_out
-
-
-def _all_readable(store: ClipStore, names: Sequence[str]) -> bool:
-    """Whether every clip has features and actions that fit the settings, to be recognised by."""
-    from hopecli.data.fingerprint import fingerprints
-
-    try:
-        fingerprints(store, names)
-    except DataError:
-        return False
-    return True
-
-
-def recognised(readings: Sequence[ClipStore], names: Sequence[str], marks: set[str]) -> set[str]:
-    """Those of the clips whose content, in one of the readings, has one of the fingerprints; a clip that cannot be read
-    has none."""
-    from hopecli.data.fingerprint import readable_fingerprints
-
-    found: set[str] = set()
-    for store in readings if marks else ():
-        found |= {name for name, mark in readable_fingerprints(store, names).items() if mark in marks}
-    return found
-
-
-def _label(data: DataSettings, folder: Path) -> str:
-    return f"physics_{data.physics.domain}" if data.source == "physics" else folder.resolve().name or "clips"
+def _label(trained: Trained, folder: Path) -> str:
+    """The folder's name; for built-in clips their domain, and their seed where it is not the training's."""
+    d = trained.settings.data
+    if d.source != "physics":
+        return folder.resolve().name or "clips"
+    seed = d.physics.seed
+    return f"physics_{d.physics.domain}" + ("" if seed == trained.trained_under.data.physics.seed else f"_seed{seed}")
 
 
 def _ids(data: DataSettings) -> str:

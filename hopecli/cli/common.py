@@ -25,6 +25,10 @@ OtherOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides, dotted keys and YAML values: evaluation.batch_size=16"),
 ]
+StreamOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, dotted keys and YAML values: adaptation.lr=1e-3"),
+]
 OtherDataDir = Annotated[
     str | None,
     typer.Option("--data-dir", help="Folder of clips (else the one trained on, HOPE_DATA_DIR where that has gone)."),
@@ -72,6 +76,21 @@ def gives_clips(overrides: Sequence[str]) -> bool:
     from hopecli.config.load import overridden
 
     return not overridden(overrides).keys().isdisjoint(("data.source", "data.data_dir"))
+
+
+def check_built_in(settings: Settings, overrides: Sequence[str]) -> None:
+    """SettingsError for overrides of built-in clips where a folder's are used that nobody asked for: they would be the
+    wrong ones. A note where the folder was asked for as well."""
+    from hopecli.config.load import overridden
+    from hopecli.report.console import say
+
+    idle = ", ".join(key for key in overridden(overrides) if key.startswith("data.physics."))
+    if not idle or settings.data.source != "folder":
+        return
+    if not gives_clips(overrides):
+        fix = "add data.source=physics, or leave it out"
+        raise SettingsError("has no effect on the clips of a folder (data.source=folder)", where=idle, fix=fix)
+    say(f"note: the clips of a folder do not use {idle}")
 
 
 def with_data_folder(settings: Settings, *, recorded: bool = False) -> Settings:

@@ -15,9 +15,9 @@ from hopecli.cli.common import (
     JsonOption,
     Overrides,
     PrecisionOption,
+    check_built_in,
     complete_presets,
     data_overrides,
-    environment_facts,
     gives_clips,
     make_run_dir,
     override,
@@ -27,16 +27,17 @@ from hopecli.cli.common import (
 )
 from hopecli.cli.resume import find_run
 from hopecli.cli.train_clips import find_clips, list_skipped
-from hopecli.errors import CheckpointError, HopeError, SettingsError, written
+from hopecli.cli.train_records import holding, open_sinks
+from hopecli.errors import CheckpointError, HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
-    from hopecli.data.split import Split
     from hopecli.engine.results import TrainSummary
     from hopecli.engine.runtime import Runtime
-    from hopecli.engine.sink import Sink
     from hopecli.engine.train_job import TrainJob
+    from hopecli.report.lock import RunLock
 
+HOPE_KEYS = ("optimizer.titan_lr_scale", "optimizer.cms_lr_scale", "optimizer.memory_weight_decay")
 LEAVING_OUT = ("data.on_error", "data.max_skipped")  # lets a run that a bad clip has ended go on without it
 
 
@@ -94,18 +95,16 @@ def train_command(
 
         dry_run_report(request.resolved, runtime, json=json)
         return
-    job = build(request, runtime)
-    try:
-        report(run(job), runtime, json=json)
-    finally:
-        runtime.close()
+    with runtime.closing(), holding(request.resume, runtime) as lock:
+        report(run(build(request, runtime, lock)), runtime, json=json)
 
 
 def resolve_settings(preset: str | None, overrides: list[str], resume: str | None, *, json: bool) -> Request:
     """Settings of a preset, or of the run to resume (which takes no preset and changes nothing it trains on)."""
     from dataclasses import replace
 
-    from hopecli.config.load import load_preset, load_tree
+    from hopecli.config.load import load_preset, load_tree, overridden
+    from hopecli.report.console import say
 
     if resume is None:
         if preset is None:
@@ -114,6 +113,11 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
             raise SettingsError("no preset is given", where="hope train", fix=fix)
         resolved = load_preset(preset, overrides)
+        asked, kind = overridden(overrides), resolved.settings.model.kind
+        check_built_in(resolved.settings, overrides)
+        idle = [key for key in HOPE_KEYS if key in asked and kind != "hope"]
+        if idle:
+            say(f"note: a {kind} model does not use {', '.join(idle)}")
         return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, None, json)
     if preset is not None:
         raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
@@ -137,7 +141,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
     return Request(replace(resolved, settings=settings), run_dir, source, json)
 
 
-def build(request: Request, runtime: Runtime) -> TrainJob:
+def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
     from hopecli.data.loader import shared_memory_note
     from hopecli.data.split import read_split
@@ -145,7 +149,6 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
     from hopecli.report.console import say
-    from hopecli.report.lock import naming_another_training
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
@@ -167,9 +170,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
     resumed, skipped, unreadable, first_step = None, {}, set[str](), 0
     if request.resume is not None:
         assert request.checkpoint is not None
-        with naming_another_training(request.resume):
-            checkpoint = load_checkpoint(str(request.checkpoint))
-            resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
+        checkpoint = load_checkpoint(str(request.checkpoint))
         before = read_split(request.resume / "split.json")
         split = split.following(before)
         if checkpoint.info.get("split") not in (*split.earlier, split.hash) or not split.same_clips(before):
@@ -181,6 +182,7 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
             )
             runtime.raise_as_one(mistake)
         load_into(model, checkpoint)
+        resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         skipped = {name: reason for name, reason in before.skipped.items() if name not in split.skipped}
         unreadable = set(before.unreadable)
@@ -190,7 +192,15 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         run_dir = runtime.from_main(lambda: make_run_dir(runs_folder(settings) / name))
     again = resumed is not None and (resumed.get("validation") is None or not resumed["optimizer"])
     sink = open_sinks(
-        request, run_dir, split, runtime, mode=mode, reason=reason, first_step=first_step, validates_again=again
+        settings,
+        run_dir,
+        split,
+        runtime,
+        lock=lock,
+        mode=mode,
+        reason=reason,
+        first_step=first_step,
+        validates_again=again,
     )
     return TrainJob(
         preset=name,
@@ -205,57 +215,6 @@ def build(request: Request, runtime: Runtime) -> TrainJob:
         skipped=skipped,
         unreadable=unreadable,
     )
-
-
-def open_sinks(
-    request: Request,
-    run_dir: Path,
-    split: Split,
-    runtime: Runtime,
-    *,
-    mode: str,
-    reason: str,
-    first_step: int,
-    validates_again: bool,
-) -> Sink:
-    """The record, the log, and the mirror; nothing on processes other than the main one."""
-    import os
-
-    from hopecli.config.explain import to_tree, to_yaml
-    from hopecli.engine.sink import Fanout, NullSink
-    from hopecli.report.console import ConsoleSink
-    from hopecli.report.files import MetricsFile, write_json, write_text
-    from hopecli.report.lock import RunLock
-
-    if not runtime.is_main:
-        return NullSink()
-    settings = request.resolved.settings
-    name = "environment.json" if request.resume is None else f"environment.step_{first_step}.json"
-    with written(run_dir):
-        if request.resume is None:
-            write_text(run_dir / "config.yaml", to_yaml(settings))
-            write_text(run_dir / "split.json", split.to_json())
-        lock = RunLock(run_dir)
-        write_json(run_dir / name, environment_facts(runtime))
-        console = ConsoleSink(run_dir / "train.log")
-        metrics = MetricsFile(run_dir / "metrics.jsonl", keep_until_step=first_step, validates_again=validates_again)
-        sinks: list[Sink] = [console, metrics, lock]
-    console.message(f"run directory: {run_dir}")
-    console.message(reason)
-    if mode != "disabled":
-        from hopecli.report.wandb_sink import WandbSink
-
-        sinks.append(
-            WandbSink(
-                mode=mode,
-                project=settings.logging.wandb_project or os.environ.get("WANDB_PROJECT") or "hopecli",
-                entity=settings.logging.wandb_entity or os.environ.get("WANDB_ENTITY"),
-                run_dir=run_dir,
-                config=to_tree(settings),
-                say=console.message,
-            )
-        )
-    return Fanout(sinks)
 
 
 def run(job: TrainJob) -> TrainSummary:

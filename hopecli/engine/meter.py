@@ -15,6 +15,7 @@ from hopecli.engine.runtime import Runtime
 from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
 
+_SMALLEST_SCALE = 1e-3  # it starts at 65536 and halves with each step skipped; gradients of 1e7 would still fit
 _CALMER = "lower optimizer.lr or optimizer.grad_clip and start again"
 
 
@@ -77,11 +78,12 @@ class Meter:
         return records
 
 
-def check_finite(records: list[StepRecord], *, scaled: bool) -> None:
-    """DivergedError naming the first step whose loss is not finite (or gradient norm, unless a loss scaler may
-    overflow on purpose and skip the step)."""
-    for record in records:
-        bad_norm = not math.isfinite(record.grad_norm) and not scaled
+def check_finite(records: list[StepRecord], *, scale: float | None) -> None:
+    """DivergedError naming the first step whose loss is not finite (or gradient norm, unless a loss scaler, of this
+    `scale` now, may overflow on purpose and skip the step: until no scale helps)."""
+    overflowed = [not math.isfinite(record.grad_norm) for record in records]
+    for record, overflow in zip(records, overflowed, strict=True):
+        bad_norm = overflow and scale is None
         if not math.isfinite(record.loss) or bad_norm:
             what = "the loss" if not math.isfinite(record.loss) else "the gradient norm"
             raise DivergedError(
@@ -89,6 +91,12 @@ def check_finite(records: list[StepRecord], *, scaled: bool) -> None:
                 value=f"loss {record.loss}, gradient norm {record.grad_norm}, lr {record.lr:g}",
                 fix=_CALMER,
             )
+    if scale is not None and scale < _SMALLEST_SCALE and records and all(overflowed):
+        raise DivergedError(
+            f"fp16 gradients are not finite at any loss scale: no step up to {records[-1].step} changes a weight",
+            value=f"gradient norm {records[-1].grad_norm}, loss scale {scale:g}",
+            fix="use --precision fp32 or bf16",
+        )
 
 
 @torch.no_grad()

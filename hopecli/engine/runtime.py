@@ -110,12 +110,12 @@ class Runtime:
             try:
                 outcome[0] = work()
             except HopeError as error:
-                failed, outcome[1] = error, error.exit_code
+                failed, outcome[1], error.together = error, error.exit_code, True
         dist.broadcast_object_list(outcome, src=0, group=self.host_group)
         if failed is not None:
             raise failed
         if outcome[1]:
-            raise SystemExit(outcome[1])
+            raise EndedTogether(outcome[1])
         return outcome[0]
 
     def raise_as_one(self, error: HopeError) -> NoReturn:
@@ -136,8 +136,23 @@ class Runtime:
         if self.world > 1:
             dist.barrier(group=self.host_group)
 
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Leave the process group after the block, so that a later command in this process can start another one.
+
+        Not after an error of this process alone: the others may be waiting for it within a collective, and with NCCL
+        to leave would wait for them. torchrun ends them once this process has said its error and ended.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.world == 1 or isinstance(error, EndedTogether) or getattr(error, "together", False):
+                self.close()
+            raise
+        self.close()
+
     def close(self) -> None:
-        """Leave the process group, so that a later command in this process can start another one."""
+        """Leave the process group; waits for the other processes."""
         if self.world > 1:
             self.accelerator.end_training()
 

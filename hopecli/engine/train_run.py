@@ -68,6 +68,7 @@ class TrainRun:
         )
         if job.resumed is not None:
             self._restore(job.resumed)
+            job.resumed = None  # the optimizer has its own copy of the moments
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Go on from the trainer's state of a checkpoint; CheckpointError when it is that of another run."""
@@ -160,8 +161,9 @@ class TrainRun:
         records = self.meter.flush()
         self.job.sink.steps(records)
         self.skips.agree()
+        scaler = self.job.runtime.accelerator.scaler
         with self.job.runtime.raising_as_one():
-            check_finite(records, scaled=self.job.runtime.accelerator.scaler is not None)
+            check_finite(records, scale=None if scaler is None else scaler.get_scale())
 
     def diagnose(self, clips: ClipBatch) -> None:
         """Send the memory diagnostics of a micro-batch to the sink."""

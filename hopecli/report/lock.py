@@ -12,22 +12,36 @@ from hopecli.engine.sink import NullSink
 from hopecli.errors import CheckpointError, written
 
 _TRAINS = "another process is training in it"
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    """In a forked process: its copies of the descriptors would hold the locks for as long as it lives."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class RunLock(NullSink):
     """Holds a run directory for a training, from construction to `close` or the end of the process however it ends.
 
     The system's lock on the run's config.yaml, so that nothing is left behind; none on Windows, nor on a file system
-    without locks.
+    without locks. Processes forked meanwhile (those that read clips) do not share it: they may outlive this one.
     """
 
     def __init__(self, run_dir: Path):
         """CheckpointError when another process trains there."""
         self.descriptor = _locked(run_dir / "config.yaml", str(run_dir), _TRAINS)
+        if self.descriptor is not None:
+            _held.add(self.descriptor)
 
     def close(self) -> None:
         """Release the run."""
         if self.descriptor is not None:
+            _held.discard(self.descriptor)
             os.close(self.descriptor)
             self.descriptor = None
 

@@ -48,7 +48,7 @@ def some(folder: Path, pattern: str) -> Callable[[], None]:
     """Waits for such a path below `folder`."""
 
     def ready() -> None:
-        for _ in range(1200):
+        for _ in range(6000):
             if any(folder.rglob(pattern)):
                 return
             time.sleep(0.05)

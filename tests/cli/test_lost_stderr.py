@@ -95,7 +95,7 @@ def test_ctrl_c_of_a_stream_that_ends_the_reader_first(tmp_path: Path) -> None:
     )
     os.close(theirs)
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             if (run / "tta/part/stream.pt").exists():
                 break
             time.sleep(0.05)

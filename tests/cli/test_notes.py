@@ -117,3 +117,67 @@ def test_phases_of_the_curriculum(tmp_path: Path) -> None:
         f"epoch 2: loss_weight_teacher 0.5, {rest}, T_rollout 7",
         f"epoch 3: loss_weight_teacher 0.5, {rest}, T_rollout 3",
     ]
+
+
+def test_overrides_of_built_in_clips_with_a_folder(tmp_path: Path) -> None:
+    """Without a word the folder's clips would be scored in place of those that were asked for."""
+    clips_of(tmp_path / "clips", [8] * 8)
+    small = [part for part in TRAIN if not part.startswith("data.physics.")]
+    asked = "data.physics.domain=ice"
+    assert "note: the clips of a folder do not use data.physics.domain\n" in (
+        ran([*small, "--data-dir", "clips", asked], tmp_path).err
+    )
+    for command in ("eval", "tta"):
+        outcome = hope([command, "--ckpt", "last", "--device", "cpu", asked], tmp_path)
+        assert outcome.code == 2
+        message = "error: data.physics.domain: has no effect on the clips of a folder (data.source=folder)"
+        assert f"{message}. Add data.source=physics" in outcome.err
+    outcome = hope([*small, "data.source=folder", asked], tmp_path, HOPE_DATA_DIR="clips")
+    assert outcome.code == 0, outcome.err
+    outcome = hope(["train", "--preset", "vjepa2_ac", asked], tmp_path, HOPE_DATA_DIR="clips")
+    assert outcome.code == 2
+    assert not (tmp_path / "runs/vjepa2_ac").exists()
+
+
+def test_dropped_actions_are_said_by_every_command(tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 8)
+    for number in range(3):
+        write_clip(tmp_path / "all", number, features=make_features(number, 8), actions=np.ones((16, 2), np.float32))
+    ran([*TRAIN, "--data-dir", "clips"], tmp_path)
+    warning = "warning: 3 of the first 3 clips have non-zero actions outside row 1, which data.action_alignment=impulse"
+    for command in (["eval"], ["tta", "adaptation.steps=1"]):
+        look = [*command, "--ckpt", "last", "--device", "cpu", "--data-dir"]
+        assert warning in ran([*look, "all"], tmp_path).err
+        assert "outside row 1" not in ran([*look, "clips"], tmp_path).err
+
+
+def test_a_preset_without_the_section_of_the_command(tmp_path: Path) -> None:
+    ran([*TRAIN, "data.embed_dim=8"], tmp_path)
+    look = ["--ckpt", "last", "--device", "cpu", "--preset"]
+    for command, preset, section in (
+        ("eval", "quickstart_tta", "evaluation"),
+        ("tta", "test_ac_predictor", "adaptation"),
+    ):
+        outcome = ran([command, *look, preset], tmp_path)
+        assert f"note: preset {preset} has no {section} section: that of the checkpoint is used" in outcome.err
+    assert "section" not in ran(["eval", *look, "test_ac_predictor"], tmp_path).err
+    assert "section" not in ran(["tta", *look, "quickstart_tta"], tmp_path).err
+
+
+def test_optimizer_settings_of_hope_in_another_model(tmp_path: Path) -> None:
+    asked = ["data.embed_dim=8", "optimizer.cms_lr_scale=2", "optimizer.lr=1e-3"]
+    assert "note: a vit_ac model does not use optimizer.cms_lr_scale\n" in ran([*TRAIN, *asked], tmp_path).err
+    hope_model = ["train", "--preset", "quickstart_hope", "--print-config", *asked]
+    assert "does not use" not in ran(hope_model, tmp_path).err
+
+
+def test_names_of_results_tell_ranges_and_seeds_apart(tmp_path: Path) -> None:
+    ran([*TRAIN, "data.embed_dim=8", "data.val_split=0.3"], tmp_path)
+    run = only_run(tmp_path)
+    part = int(json.loads((run / "split.json").read_text())["held_out"][2][5:])
+    assert evaluate(run)["clips"] == 6
+    assert evaluate(run, f"data.clip_start={part}")["clips"] == 4
+    for seed in (0, 3):
+        evaluate(run, "data.source=physics", "data.physics.domain=ice", f"data.physics.seed={seed}")
+    names = {folder.name for folder in (run / "eval").iterdir()}
+    assert names == {"held_out", f"held_out_{part}__", "all_physics_ice", "all_physics_ice_seed3"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -71,15 +73,37 @@ def test_a_checkpoint_that_is_being_replaced_is_not_called_damaged(tmp_path: Pat
     run = only_run(tmp_path)
     last = run / "checkpoints/last"
     lock = RunLock(run)
-    for file in ("trainer.pt", "model.safetensors"):
-        (last / file).rename(last / "away")
-        outcome = hope(["train", "--resume", str(run)], tmp_path)
-        assert outcome.code == 4
-        assert "another process is training in it" in outcome.err
-        (last / "away").rename(last / file)
+    weights = (last / "model.safetensors").read_bytes()
+    (last / "model.safetensors").write_bytes(b"xx")  # not whole yet
+    outcome = hope(["train", "--resume", str(run)], tmp_path)
+    assert outcome.code == 4
+    assert "another process is training in it" in outcome.err
+    (last / "model.safetensors").write_bytes(weights)
     (last / "trainer.pt").unlink()
+    assert "another process is training in it" in hope(["train", "--resume", str(run)], tmp_path).err
     lock.close()
     assert "trainer.pt cannot be read: No such file" in hope(["train", "--resume", str(run)], tmp_path).err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_reader_that_outlives_the_training_does_not_hold_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    lock = RunLock(tmp_path)
+    told, tells = os.pipe()
+    reader = os.fork()
+    if reader == 0:  # as a reader of clips: it shares the open files of the process that trains
+        os.write(tells, b"x")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(told, 1)
+        with pytest.raises(CheckpointError, match="another process is training in it"):
+            RunLock(tmp_path)
+        lock.close()  # closes this process's descriptor, as the system does when a process is killed
+        RunLock(tmp_path).close()
+    finally:
+        os.kill(reader, signal.SIGKILL)
+        os.waitpid(reader, 0)
 
 
 def test_resume_last_looks_where_runs_are_written(tmp_path: Path) -> None:

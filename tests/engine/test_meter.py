@@ -82,9 +82,23 @@ def test_the_first_step_that_is_not_finite_is_named(place: int, what: str, clock
     clock.now += 1.0
     records = meter.flush()
     with pytest.raises(DivergedError, match=f"{what} is not finite at step 2"):
-        check_finite(records, scaled=False)
+        check_finite(records, scale=None)
     if place == 3:
-        check_finite(records, scaled=True)  # a loss scaler skips such a step by itself
+        check_finite(records, scale=1.0)  # a loss scaler skips such a step by itself
+
+
+def test_a_loss_scaler_that_skips_every_step_is_an_error(clock: Clock) -> None:
+    """A run that changes no weight would end as a success."""
+    meter = Meter(start(CPU))
+    for step, norm in enumerate([1.0, math.inf, math.nan], start=1):
+        add(meter, step, [1.0, 1.0, 1.0, norm], clips=1, data_seconds=0.0)
+    clock.now += 1.0
+    records = meter.flush()
+    check_finite(records, scale=2.0**-20)  # one of them had an effect
+    check_finite([], scale=2.0**-20)
+    check_finite(records[1:], scale=2.0**-9)
+    with pytest.raises(DivergedError, match="not finite at any loss scale: no step up to 3 changes a weight"):
+        check_finite(records[1:], scale=2.0**-10)
 
 
 def validation(teacher: float, rollout: float) -> ValidationRecord:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from hopecli.engine.runtime import start
 from hopecli.hardware import DeviceChoice, PrecisionName
+from tests.cli.runner import ROOT
 from tests.engine.runs import CPU
 
 
@@ -57,3 +62,39 @@ def test_fp32_is_never_tf32() -> None:
     start(CPU)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+ALONE = """
+import torch.distributed as dist
+from hopecli.engine.runtime import EndedTogether, start
+from hopecli.errors import CheckpointError, HopeError
+from tests.engine.runs import CPU
+
+runtime = start(CPU)
+try:
+    with runtime.closing():
+        if runtime.is_main:
+            raise CheckpointError("of the main process alone")
+        print("other", runtime.host_sum(1.0))
+except HopeError:
+    print("main left", not dist.is_initialized())
+    print("main", runtime.host_sum(2.0))
+if runtime.is_main:
+    try:
+        with runtime.closing(), runtime.raising_as_one():
+            raise CheckpointError("of both")
+    except HopeError:
+        print("main left", not dist.is_initialized())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    """With NCCL to leave the group waits for all of its processes, which may be waiting for this one."""
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["main [3.0]", "main left False", "main left True", "other [3.0]"]

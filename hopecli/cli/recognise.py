@@ -1,0 +1,91 @@
+"""Which clips of a folder a checkpoint has seen, recognised by content, and whether they are fed as those were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from hopecli.errors import DataError
+
+if TYPE_CHECKING:
+    from hopecli.config.schema import DataSettings
+    from hopecli.data.split import Split
+    from hopecli.data.store import ClipStore
+
+COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
+
+
+def compare_inputs(store: ClipStore, names: Sequence[str], expected: object, say: Callable[[str], None]) -> None:
+    """Warn when the clips have no states for a model that was trained with them (`expected`: whether it was, None when
+    that is not known) or the other way round, and when the alignment leaves actions out."""
+    found, of = store.sampled_states(names)
+    if expected is True and found < of:
+        say(f"warning: {of - found} of the first {of} clips lack the states.npy it was trained with: zeros stand in")
+    if expected is False and found:
+        say(f"warning: {found} of the first {of} clips have a states.npy, but it was trained on clips without")
+    dropped, of = store.dropped_actions(names)
+    if dropped:
+        say(
+            f"warning: {dropped} of the first {of} clips have non-zero actions outside row 1, which "
+            "data.action_alignment=impulse leaves out; per_timestep uses them"
+        )
+
+
+def readings_of(store: ClipStore, trained_under: DataSettings) -> list[ClipStore]:
+    """The clips as they are read now and, where that is another feature map, as training read them: their fingerprints
+    are of what is read. A clip too short for a longer evaluation is still one of the clips trained on."""
+    from hopecli.data.store import ClipStore
+
+    d = trained_under
+    maps = dict.fromkeys([store.settings.feature_map, d.feature_map])
+    frames = min(store.settings.num_timesteps, d.num_timesteps)
+    changes = [{"feature_map": feature_map, "num_timesteps": frames} for feature_map in maps]
+    return [ClipStore(store.folder, store.settings.model_copy(update=c), use_extrinsics=False) for c in changes]
+
+
+def held_out_here(readings: list[ClipStore], split: Split, adapted_on: set[str]) -> tuple[list[str], dict[str, str]]:
+    """The held-out clips of a training run in its folder or a copy of it, and why others of them are left out; none
+    in any other folder.
+
+    A folder is taken for the one trained on when most clips (a sample of them) with the names of training clips have
+    their content (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a
+    held-out clip with the content of a training clip, one that the weights were adapted on, and one that training found
+    unreadable.
+    """
+    from hopecli.data.store import clip_names
+
+    store = readings[0]
+    here = set(clip_names(store.folder).values())
+    named = [name for name in split.train if name in here]
+    named = named[:: len(named) // COMPARED_CLIPS + 1]  # evenly: to read all of a large folder would take long
+    trained_on = set(split.fingerprints.values())
+    if 2 * len(recognised(readings, named, trained_on)) <= len(named):
+        return [], {}
+    selected = set(store.select().values())
+    held_out = [name for name in split.held_out if name in selected]
+    left_out = {name: split.skipped[name] for name in held_out if name in split.skipped}
+    left_out |= dict.fromkeys(recognised(readings, held_out, adapted_on), "the weights were adapted on it")
+    left_out |= dict.fromkeys(recognised(readings, held_out, trained_on), "it has the content of a training clip")
+    return [name for name in held_out if name not in left_out], left_out
+
+
+def all_readable(store: ClipStore, names: Sequence[str]) -> bool:
+    """Whether every clip has features and actions that fit the settings, to be recognised by."""
+    from hopecli.data.fingerprint import fingerprints
+
+    try:
+        fingerprints(store, names)
+    except DataError:
+        return False
+    return True
+
+
+def recognised(readings: Sequence[ClipStore], names: Sequence[str], marks: set[str]) -> set[str]:
+    """Those of the clips whose content, in one of the readings, has one of the fingerprints; a clip that cannot be read
+    has none."""
+    from hopecli.data.fingerprint import readable_fingerprints
+
+    found: set[str] = set()
+    for store in readings if marks else ():
+        found |= {name for name, mark in readable_fingerprints(store, names).items() if mark in marks}
+    return found
