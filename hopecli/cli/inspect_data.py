@@ -189,7 +189,8 @@ def unfit(preset: Settings, survey: Survey) -> str | None:
     if g.patches is None or g.width is None or survey.actions.width is None or g.frames is None:
         return "the sizes of the clips could not be told"
     if round(g.patches**0.5) ** 2 != g.patches or (g.grid is not None and g.grid[0] != g.grid[1]):
-        return f"its predictor needs a square grid of patches, not {g.grid or g.patches}"
+        found = g.patches if g.grid is None else "x".join(map(str, g.grid))
+        return f"its predictor needs a square grid of patches (gh = gw), not {found}"
     if g.frames < 2:
         return "clips of one frame have no transition to learn"
     if preset.use_extrinsics and survey.extrinsics < survey.clips:

@@ -31,18 +31,26 @@ def fingerprints(store: ClipStore, names: Iterable[str], progress: Progress | No
     return dict(zip(wanted, each(partial(_fingerprint, store), wanted, progress), strict=True))
 
 
-def readable_fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
-    """`fingerprints` of those of the clips that can be read and fit the settings."""
+def fingerprints_or_errors(
+    store: ClipStore, names: Iterable[str], progress: Progress | None = None
+) -> tuple[dict[str, str], dict[str, DataError]]:
+    """`fingerprints` of those of the clips that can be read and fit the settings, and the errors of the others."""
 
-    def attempt(name: str) -> str | None:
+    def attempt(name: str) -> str | DataError:
         try:
             return _fingerprint(store, name)
-        except DataError:
-            return None
+        except DataError as error:
+            return error
 
     wanted = list(names)
-    found = zip(wanted, each(attempt, wanted), strict=True)
-    return {name: mark for name, mark in found if mark is not None}
+    found = dict(zip(wanted, each(attempt, wanted, progress), strict=True))
+    marks = {name: mark for name, mark in found.items() if isinstance(mark, str)}
+    return marks, {name: error for name, error in found.items() if isinstance(error, DataError)}
+
+
+def readable_fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, str]:
+    """`fingerprints` of those of the clips that can be read and fit the settings."""
+    return fingerprints_or_errors(store, names)[0]
 
 
 def _fingerprint(store: ClipStore, name: str) -> str:
@@ -85,11 +93,11 @@ def whole_hash(store: ClipStore, name: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     with accessed(store.folder / name, kind=DataError):
         headers = store.headers(name)
-        features, actions, _, _ = store.paths(name)
-        values = map_array(features, headers.features).reshape(-1)
-        for start in range(0, values.size, _CHUNK):
-            digest.update(_as(np.float16, values[start : start + _CHUNK]))
-        digest.update(_as(np.float32, read_array(actions, headers.actions)))
+        size = math.prod(headers.features.shape)
+        chunks = [(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
+        for values in _pieces(store, name, headers.features, chunks):
+            digest.update(_as(np.float16, values))
+        digest.update(_as(np.float32, read_array(store.paths(name)[1], headers.actions)))
     return digest.digest()
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.clip import ClipBatch
+from hopecli.data.headers import read_header
 from hopecli.data.store import ClipStore, Sample
 from hopecli.errors import DataError
 
@@ -138,11 +139,16 @@ def reader_processes(settings: DataSettings, batch_bytes: int = 0) -> int:
 
 
 def batch_bytes(store: ClipStore, names: Sequence[str], clips: int) -> int:
-    """About what a batch of so many clips takes, judged by the first one's features file; 0 where there is none."""
+    """What the tensors of a batch of so many clips take: features as the first clip's file stores them, rows in
+    float32; 0 where there is no such file."""
     try:
-        return clips * os.path.getsize(store.paths(names[0])[0])
-    except (OSError, IndexError):
+        stored = read_header(store.paths(names[0])[0], clip=names[0]).dtype.itemsize
+    except (DataError, IndexError):
         return 0
+    d = store.settings
+    rows = 2 * d.action_dim + (d.action_dim - 1 if store.use_extrinsics else 0)  # actions, states, extrinsics
+    features = d.num_timesteps * d.grid * d.grid * d.embed_dim * stored
+    return clips * (features + (d.num_timesteps - 1) * rows * torch.float32.itemsize)
 
 
 def shared_memory_note(store: ClipStore, names: Sequence[str], clips: int) -> str | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hopecli.data.each import Progress, each
-from hopecli.data.fingerprint import MARK_BYTES, fingerprints
+from hopecli.data.fingerprint import MARK_BYTES, fingerprints, fingerprints_or_errors
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
 from hopecli.errors import CheckpointError, DataError
@@ -59,11 +59,12 @@ class Split:
         return replace(self, earlier=tuple(dict.fromkeys(earlier)))
 
     def difference(self, before: Split) -> str:
-        """What changed since `before`, for a message: the first clip that is new, gone, elsewhere or changed."""
+        """What changed since `before`, for a message: the first clip that is new, gone, left out or not the same."""
         now, then = self._sides(), before._sides()
         for name in [*then, *now]:
             if name not in now or name not in then:
-                return f"{name} is {'gone' if name not in now else 'new'}"
+                reason = f"left out: {self.skipped[name]}" if name in self.skipped else "gone"
+                return f"{name} is {reason if name not in now else 'new'}"
             if now[name] != then[name]:
                 return f"{name} is now {now[name]}"
         changed = [name for name in self.train if self.fingerprints[name] != before.fingerprints.get(name)]
@@ -112,7 +113,8 @@ def usable_clips(
     (short ones not counted) is an error in any case.
     """
     s = store.settings
-    chosen = {number: name for number, name in store.select().items() if among is None or name in among}
+    wanted = None if among is None else set(among)
+    chosen = {number: name for number, name in store.select().items() if wanted is None or name in wanted}
     usable: dict[int, str] = {}
     problems: list[ClipProblem] = []
     skipped: dict[str, str] = {}
@@ -131,7 +133,7 @@ def usable_clips(
             continue
         if (s.on_short if problem.code == _SHORT else s.on_error) == "error":
             problems.append(problem)
-        skipped[name] = f"{problem.code}: {problem.what}"
+        skipped[name] = _reason(problem)
     if problems:
         first = problems[0]
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
@@ -143,7 +145,7 @@ def usable_clips(
     return usable, skipped
 
 
-def count_defects(skipped: dict[str, str]) -> int:
+def count_defects(skipped: Mapping[str, str]) -> int:
     """How many of the clips that `usable_clips` left out count against data.max_skipped: all but short ones."""
     return sum(not reason.startswith(f"{_SHORT}:") for reason in skipped.values())
 
@@ -162,7 +164,9 @@ def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
 def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | None = None) -> Split:
     """Check, select and split the folder's clips for training; DataError when fewer than two can be used.
 
-    progress: called with (stage, clips done, all clips) now and then.
+    A training clip whose content cannot be read for its fingerprint is an error or, with data.on_error "skip", left out
+    of the training side; the held-out side stays as it is. progress: called with (stage, clips done, all clips) now and
+    then.
     """
 
     def stage(name: str) -> Progress | None:
@@ -170,13 +174,31 @@ def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | Non
 
     usable, skipped = usable_clips(store, progress=stage("checking clips"))
     if len(usable) < 2:
-        raise DataError(
-            "training needs at least 2 clips, one of them held out",
-            where=str(store.folder),
-            value=f"{len(usable)} usable",
-            fix="add clips or widen data.clip_start and data.clip_end",
-        )
+        raise _too_few(store, len(usable))
     train, held_out = split_ids(list(usable), store.settings.val_split)
     names = tuple(usable[i] for i in train)
-    marks = fingerprints(store, names, stage("fingerprints of training clips"))
-    return Split(names, tuple(usable[i] for i in held_out), skipped, marks)
+    marking = stage("fingerprints of training clips")
+    if store.settings.on_error == "error":
+        marks = fingerprints(store, names, marking)
+    else:
+        marks, errors = fingerprints_or_errors(store, names, marking)
+        total = len(usable) + len(skipped)
+        skipped |= {name: _reason(error) for name, error in errors.items()}
+        check_skipped(count_defects(skipped), total, store.settings.max_skipped, str(store.folder))
+        if not marks:
+            raise _too_few(store, len(held_out))
+    return Split(tuple(marks), tuple(usable[i] for i in held_out), skipped, marks)
+
+
+def _too_few(store: ClipStore, usable: int) -> DataError:
+    return DataError(
+        "training needs at least 2 clips, one of them held out",
+        where=str(store.folder),
+        value=f"{usable} usable",
+        fix="add clips or widen data.clip_start and data.clip_end",
+    )
+
+
+def _reason(error: DataError) -> str:
+    """Why a clip is left out, as split.json says it."""
+    return f"{error.code if isinstance(error, ClipProblem) else 'unreadable'}: {error.what}"

@@ -8,6 +8,7 @@ data_dir/clip_00001/actions_states/extrinsics.npy     optional [T_original or T,
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -239,13 +240,11 @@ class ClipStore:
         found = (s.grid, s.grid) if len(shape) == 2 else shape[1:-1]
         wanted = {(patches,), (s.grid, s.grid)}
         if found not in wanted:
-            raise ClipProblem(
-                "grid",
-                f"features have {'x'.join(map(str, found))} patches, but data.grid = {s.grid} means {patches}",
-                clip=name,
-                value=list(shape),
-                fix="set data.grid to the encoder's grid",
-            )
+            meant, fix = f"data.grid = {s.grid} means {patches}", "set data.grid to the encoder's grid"
+            if not _is_square(found):  # no value of data.grid fits
+                meant, fix = "predictors need a square grid (gh = gw)", "encode square frames"
+            what = f"features have {'x'.join(map(str, found))} patches, but {meant}"
+            raise ClipProblem("grid", what, clip=name, value=list(shape), fix=fix)
         return shape[0] // patches if len(shape) == 2 else shape[0]
 
     def _rows(
@@ -269,3 +268,8 @@ class ClipStore:
             clip=name,
             fix="see data.action_alignment and data.action_dim" if what == "actions" else "check the file",
         )
+
+
+def _is_square(patches: tuple[int, ...]) -> bool:
+    """Whether N or (gh, gw) is a square grid."""
+    return patches[0] == patches[1] if len(patches) == 2 else math.isqrt(patches[0]) ** 2 == patches[0]

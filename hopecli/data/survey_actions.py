@@ -70,7 +70,9 @@ class WidthTally:
         else:
             self.dropped += 1
             _keep(self.dropped_clips, clip)
-        self.points.append(as_float32(rows[nonzero][:points, :2]))
+        kept = np.flatnonzero(nonzero)[:points]
+        if len(kept):
+            self.points.append(as_float32(rows[kept, :2]))
 
     def suggest(self, alignments: dict[str, int], rows: int) -> tuple[str | None, str | None]:
         """The alignment that these clips suggest, and why."""
@@ -126,6 +128,11 @@ class ActionTally:
             zero_rows=usual.zero_rows / usual.total_rows if usual.total_rows else None,
             zero_clips=usual.zero_clips / usual.clips,
         )
+
+
+def even_share(total: int, place: int, count: int) -> int:
+    """How many of `total` points the clip at `place` of `count` may keep: all shares together are `total`."""
+    return (place + 1) * total // count - place * total // count
 
 
 def _keep(names: list[str], clip: str) -> None:

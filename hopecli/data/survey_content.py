@@ -61,7 +61,7 @@ class FeatureTally:
     def add(self, features: np.ndarray, *, horizon: int, points: int) -> str | None:
         """Finite features [T, N, D]; returns the code of a defect (its statistics then stay out), else None.
 
-        `horizon` frames after the first count for copy-last; `points` token norms are kept for the picture.
+        `horizon` frames after the first count for copy-last; at most `points` token norms are kept for the picture.
         """
         values = torch.from_numpy(np.ascontiguousarray(features)).float()
         if bool((values == values[..., :1]).all()):
@@ -80,8 +80,9 @@ class FeatureTally:
         self.squares = squares if self.squares is None else self.squares + squares
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
-        step = max(1, len(tokens) // max(1, points))
-        self.norms.append(torch.linalg.vector_norm(tokens[::step], dim=-1, dtype=torch.float64).numpy())
+        if points:
+            kept = tokens[:: -(-len(tokens) // points)]
+            self.norms.append(torch.linalg.vector_norm(kept, dim=-1, dtype=torch.float64).numpy())
         return "no_motion" if bool((values[1:] == values[:1]).all()) else None
 
     def facts(self) -> FeatureFacts | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hopecli.data.fingerprint import fingerprints, whole_hash
 from hopecli.data.store import ClipStore
+from hopecli.errors import DataError, accessed
 
 # Hashing whole files is reading them: more than this only when everything is read anyway.
 HASH_BUDGET = 1 << 30
@@ -22,10 +23,12 @@ class DuplicateFacts:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The facts, and (clip, earlier clip with the same content) in order."""
+    """The facts, (clip, earlier clip with the same content) in order, and the errors of clips that could not be read
+    to compare them."""
 
     facts: DuplicateFacts
     pairs: tuple[tuple[str, str], ...]
+    unreadable: dict[str, DataError]
 
 
 class Fingerprints:
@@ -36,7 +39,7 @@ class Fingerprints:
         self._same: dict[bytes, list[str]] = {}
 
     def add(self, store: ClipStore, name: str) -> None:
-        """Fingerprint a clip whose files are sound."""
+        """Fingerprint a clip whose headers are sound; DataError when its content cannot be read."""
         mark = bytes.fromhex(fingerprints(store, [name])[name])
         if mark in self._first:
             self._same.setdefault(mark, [self._first[mark]]).append(name)
@@ -47,14 +50,20 @@ class Fingerprints:
         """Compare whole contents among clips with the same fingerprint, up to HASH_BUDGET bytes unless `everything`."""
         budget, alike = HASH_BUDGET, 0
         pairs: list[tuple[str, str]] = []
+        unreadable: dict[str, DataError] = {}
         for names in self._same.values():
             seen: dict[bytes, str] = {}
             for name in names:
-                budget -= sum(path.stat().st_size for path in store.paths(name)[:2])
-                if budget < 0 and not everything:
-                    alike += name != names[0]
+                try:
+                    with accessed(store.folder / name, kind=DataError):
+                        budget -= sum(path.stat().st_size for path in store.paths(name)[:2])
+                    if budget < 0 and not everything:
+                        alike += name != names[0]
+                        continue
+                    earlier = seen.setdefault(whole_hash(store, name), name)
+                except DataError as error:
+                    unreadable[name] = error
                     continue
-                earlier = seen.setdefault(whole_hash(store, name), name)
                 if earlier != name:
                     pairs.append((name, earlier))
-        return Duplicates(DuplicateFacts(len(pairs), alike), tuple(sorted(pairs)))
+        return Duplicates(DuplicateFacts(len(pairs), alike), tuple(sorted(pairs)), unreadable)

@@ -16,9 +16,9 @@ import numpy as np
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import align_per_frame, as_float32
-from hopecli.data.headers import ClipProblem, check_finite, map_array, read_header
+from hopecli.data.headers import ClipProblem, check_finite, map_array, read_array, read_header
 from hopecli.data.store import ClipStore
-from hopecli.data.survey_actions import ActionTally
+from hopecli.data.survey_actions import ActionTally, even_share
 from hopecli.data.survey_shapes import Shapes
 
 _FIRST_CLIPS = 64
@@ -45,12 +45,13 @@ def look_at(
     points: int,
     on_progress: Callable[[str, int, int], None],
 ) -> Look:
-    """Headers, sizes and actions of every clip; what cannot be read is left to the check that follows."""
+    """Headers, sizes and actions of every clip, at most `points` action rows of all clips together for the picture;
+    what cannot be read is left to the check that follows."""
     look = Look(feature_map or find_feature_map(folder, list(clips.values())))
     settings = DataSettings.model_validate({"feature_map": look.feature_map})
     store = ClipStore(folder, settings, use_extrinsics=False)
     for done, name in enumerate(clips.values(), start=1):
-        _look(store, name, look, points)
+        _look(store, name, look, even_share(points, done - 1, len(clips)))
         on_progress("reading headers", done, len(clips))
     return look
 
@@ -67,7 +68,7 @@ def _look(store: ClipStore, name: str, look: Look, points: int) -> None:
             header = read_header(actions, clip=name)
             if len(header.shape) == 2 and header.dtype.kind in "fiu" and header.shape[1] > 0:
                 shape = header.shape[0], header.shape[1]
-                values = np.asarray(map_array(actions, header))
+                values = read_array(actions, header)
                 check_finite("actions", as_float32(values), clip=name)
                 if shape[0]:
                     look.actions.add(name, values, points=points)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hopecli.data.headers import ClipProblem
+from hopecli.errors import DataError
 
 Severity = Literal["error", "warning"]
 NAMED_CLIPS = 5
@@ -79,10 +80,11 @@ class Findings:
         if len(tally.clips) < NAMED_CLIPS:
             tally.clips.append(clip)
 
-    def add_problem(self, problem: ClipProblem) -> None:
-        """Count a defect that training's check found."""
+    def add_problem(self, problem: DataError, clip: str) -> None:
+        """Count a defect that training's check found, or that the clip's content cannot be read."""
         value = "" if problem.value is None else f" (got {problem.value})"
-        self.add(problem.code if problem.code in CODES else "unreadable", problem.clip, f"{problem.what}{value}")
+        code = problem.code if isinstance(problem, ClipProblem) and problem.code in CODES else "unreadable"
+        self.add(code, clip, f"{problem.what}{value}")
 
     def add_many(self, code: str, count: int, clips: list[str], example: str) -> None:
         """Clips that were counted elsewhere."""

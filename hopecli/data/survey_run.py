@@ -19,11 +19,12 @@ from hopecli.config.schema import DataSettings
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore, numbered_clips
 from hopecli.data.survey import ActionFacts, Geometry, IdFacts, Pictures, StorageFacts, Survey, Surveyed
-from hopecli.data.survey_actions import SCATTER_POINTS
+from hopecli.data.survey_actions import SCATTER_POINTS, even_share
 from hopecli.data.survey_content import NORM_POINTS, FeatureTally, pca_images
 from hopecli.data.survey_duplicates import Fingerprints
 from hopecli.data.survey_files import Look, look_at, read_content
 from hopecli.data.survey_findings import CODES, Findings
+from hopecli.errors import DataError
 
 Progress = Callable[[str, int, int], None]
 LISTED_GAPS = 10
@@ -58,7 +59,7 @@ def survey_folder(
             findings.add("duplicate_id", name, f"{unique[number]} has the same number")
         else:
             unique[number] = name
-    look = look_at(folder, unique, feature_map, points=max(1, SCATTER_POINTS // len(unique)), on_progress=on_progress)
+    look = look_at(folder, unique, feature_map, points=SCATTER_POINTS if pictures else 0, on_progress=on_progress)
     geometry = look.shapes.geometry(known_grids)
     alignments = look.shapes.alignments(geometry.patches, look.actions.width)
     actions = look.actions.facts(alignments, geometry.frames)
@@ -68,10 +69,14 @@ def survey_folder(
     clean, fingerprints = _check_all(store, unique, look, findings, on_progress)
     names = list(clean.values())
     chosen = names if deep or sample >= len(names) else [names[i] for i in _evenly(sample, len(names))]
-    content = _read_all(store, chosen, look, findings, on_progress)
+    content = _read_all(store, chosen, look, findings, NORM_POINTS if pictures else 0, on_progress)
     duplicates = fingerprints.settle(store, everything=deep)
     for name, earlier in duplicates.pairs:
         findings.add("duplicate", name, f"the same content as {earlier}")
+    for name, problem in duplicates.unreadable.items():
+        if name not in content.unsound:  # a clip counts once
+            findings.add_problem(problem, name)
+            content.unsound.add(name)
     listing = findings.listing()
     picture = None
     if pictures:
@@ -153,13 +158,13 @@ def _check_all(
             if name in look.bad_actions:
                 store.read_actions(name)  # raises where training would
                 findings.add("not_finite_unused", name, "actions hold NaN or infinite values")
-        except ClipProblem as problem:
-            findings.add_problem(problem)
+            fingerprints.add(store, name)
+        except DataError as problem:
+            findings.add_problem(problem, name)
         except OSError as error:
             findings.add("unreadable", name, str(error))
         else:
             clean[number] = name
-            fingerprints.add(store, name)
             if look.states and not states.exists():
                 findings.add("missing_states", name, "states.npy is missing")
             if look.extrinsics:
@@ -181,9 +186,10 @@ class _Read:
     read_seconds: float = 0.0
 
 
-def _read_all(store: ClipStore, names: Sequence[str], look: Look, findings: Findings, on_progress: Progress) -> _Read:
+def _read_all(
+    store: ClipStore, names: Sequence[str], look: Look, findings: Findings, points: int, on_progress: Progress
+) -> _Read:
     content = _Read(FeatureTally(), set())
-    points = max(1, NORM_POINTS // max(1, len(names)))
     for done, name in enumerate(names, start=1):
         try:
             started = time.perf_counter()
@@ -191,7 +197,7 @@ def _read_all(store: ClipStore, names: Sequence[str], look: Look, findings: Find
             content.read_seconds += time.perf_counter() - started
             content.read_bytes += found.features.nbytes
         except ClipProblem as problem:
-            findings.add_problem(problem)
+            findings.add_problem(problem, name)
             content.unsound.add(name)
         except OSError as error:
             findings.add("unreadable", name, str(error))
@@ -200,7 +206,8 @@ def _read_all(store: ClipStore, names: Sequence[str], look: Look, findings: Find
             for code, message in found.notes:
                 if code != "not_finite_unused" or name not in look.bad_actions:  # a clip counts once
                     findings.add(code, name, message)
-            defect = content.tally.add(found.features, horizon=store.settings.num_timesteps - 1, points=points)
+            share = even_share(points, done - 1, len(names))
+            defect = content.tally.add(found.features, horizon=store.settings.num_timesteps - 1, points=share)
             if defect is not None:
                 findings.add(defect, name, CODES[defect][1])
             elif content.first is None:
@@ -215,9 +222,10 @@ def _pictures(store: ClipStore, look: Look, content: _Read, geometry: Geometry) 
         pca = pca_images(read_content(store, content.first).features, geometry.grid)
     norms = content.tally.norms
     points = [] if look.actions.usual is None else look.actions.usual.points
+    axes = min(2, look.actions.width or 2)
     return Pictures(
         norms=np.concatenate(norms) if norms else np.zeros(0, np.float32),
-        actions=np.concatenate(points) if points else np.zeros((0, 2), np.float32),
+        actions=np.concatenate(points) if points else np.zeros((0, axes), np.float32),
         pca=pca,
         pca_clip=None if pca is None else content.first,
     )

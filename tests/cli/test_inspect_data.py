@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hopecli.config.load import load_preset
@@ -13,6 +14,8 @@ from hopecli.data.split import make_split
 from hopecli.data.store import ClipStore
 from tests.broken_clips import write_broken_folder
 from tests.cli.runner import TINY, hope, one_line, only_run
+from tests.clips import write_clip
+from tests.data.io_errors import fail_reading
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,26 @@ def test_two_clips_with_one_number_fit_no_preset(tmp_path: Path) -> None:
     for fit in inspect(tmp_path, "clips", code=3)["presets"]:
         assert not fit["fits"]
         assert "the same number" in fit["problem"]
+
+
+def test_a_disk_that_fails_is_a_finding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_reading(monkeypatch, folder / "clips/clip_00004/feature_maps/vjepa2_vitl16.npy")
+    found = inspect(folder, "clips", code=3)
+    assert [(f["code"], f["clips"]) for f in found["findings"]] == [("unreadable", ["clip_00004"])]
+    assert found["usable"] == 19
+    assert 'data.on_error="skip"' in next(fit["overrides"] for fit in found["presets"] if fit["name"] == "quickstart")
+
+
+def test_a_grid_that_is_no_square_is_said_alike_in_training(tmp_path: Path) -> None:
+    for number in range(4):
+        write_clip(tmp_path / "clips", number, features=np.ones((8, 3, 5, 8), np.float16), actions=np.eye(16, 2))
+    said = "features have 3x5 patches, but predictors need a square grid (gh = gw)"
+    found = inspect(tmp_path, "clips", code=3)
+    assert [(f["code"], f["example"]) for f in found["findings"]] == [("grid", f"{said} (got [8, 3, 5, 8])")]
+    assert {fit["problem"] for fit in found["presets"]} == {
+        "its predictor needs a square grid of patches (gh = gw), not 3x5"
+    }
+    outcome = hope(["train", "--preset", "quickstart", "--device", "cpu", "--data-dir", "clips", *TINY], tmp_path)
+    assert outcome.code == 3
+    assert said in one_line(outcome)
+    assert "data.grid" not in one_line(outcome)

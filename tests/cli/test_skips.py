@@ -16,6 +16,7 @@ import torch
 from hopecli.data.make_clips import make_clips
 from hopecli.report.files import MetricsFile
 from tests.cli.runner import TINY, hope, hope_on_two, one_line
+from tests.data.io_errors import fail_reading
 
 QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
 
@@ -235,3 +236,22 @@ def test_gradients_are_not_divided_by_a_variable_of_the_launcher(tmp_path: Path)
         (file,) = (tmp_path / f"runs{steps}").glob("*/*/metrics.jsonl")
         norms.append([json.loads(line).get("grad_norm") for line in file.read_text().splitlines()])
     assert norms[0] == norms[1]
+
+
+def test_a_disk_that_fails_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips_with(tmp_path, {})
+    fail_reading(monkeypatch, tmp_path / "clips/clip_00003/feature_maps/vjepa2_vitl16.npy")
+    command = [*QUICK, "--data-dir", "clips", "training.epochs=1"]
+    outcome = hope(command, tmp_path)
+    assert outcome.code == 3
+    assert "clips/clip_00003: cannot be read: Input/output error" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.1"], tmp_path)
+    assert outcome.code == 3
+    assert "1 of 8 clips cannot be used, more than data.max_skipped" in one_line(outcome)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "1 clip skipped; split.json lists" in outcome.err
+    (split,) = (tmp_path / "runs").glob("*/*/split.json")
+    found = json.loads(split.read_text())
+    assert found["skipped"] == {"clip_00003": "unreadable: cannot be read: Input/output error"}
+    assert (len(found["train"]), found["held_out"]) == (6, ["clip_00007"])
