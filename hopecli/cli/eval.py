@@ -60,16 +60,14 @@ def eval_command(
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope eval", fix="add --ckpt RUN")
     flags = [] if precision is None else [override("evaluation.precision", precision)]
-    unused = ("adaptation.", *TRAINING_KEYS)
+    unused = ("adaptation.", "logging.wandb", "logging.diagnostics_every", *TRAINING_KEYS)
     trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     settings = trained.settings
     runtime = start_runtime(device or settings.training.device, settings.evaluation.precision)
-    try:
+    with runtime.closing():
         evaluation = run(trained, runtime, name)
         if runtime.is_main:
             report(evaluation, json=json)
-    finally:
-        runtime.close()
 
 
 def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
@@ -79,6 +77,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
     from hopecli.engine.results import EvalResults
     from hopecli.engine.skips import Skips
+    from hopecli.engine.tta_job import reading, unscored
     from hopecli.models.build import count_parameters
     from hopecli.report.console import say
     from hopecli.report.files import require_writable
@@ -91,10 +90,14 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     if runtime.is_main:
         announce_replacing(folder, say)
     context = e.context_frames or s.objective.context_frames
+    horizon = e.T_rollout or s.data.num_timesteps - context
+    unused = unscored("evaluation", frames=s.data.num_timesteps, context=context, horizon=horizon)
+    if unused and runtime.is_main:
+        say(unused)
     plan = EvalPlan(
         context_frames=context,
-        horizon=e.T_rollout or s.data.num_timesteps - context,
-        T_teacher=s.objective.T_teacher,
+        horizon=horizon,
+        T_teacher=context + horizon - 1,  # to the rollout's last frame, however long training's clips were
         normalize_reps=s.objective.normalize_reps,
         zero_action=True,
         shuffled_action=True,
@@ -149,6 +152,9 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         epoch=trained.checkpoint.info.get("epoch"),
         seed=e.seed,
         bootstrap_samples=summary.resamples,
+        T_teacher=plan.T_teacher,
+        training_seed=trained.trained_under.training.seed,
+        read_as=reading(s),
     )
     return Evaluation(results, scores, folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hopecli.cli.common import is_dated, runs_folder, started
+from hopecli.cli.common import is_dated, override, runs_folder, started
 from hopecli.errors import CheckpointError, accessed
 
 
@@ -34,9 +34,10 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
 def newest_run(overrides: Sequence[str]) -> Path:
     """The run that was started last where `overrides` put runs; CheckpointError without one, or when it has no
     checkpoint yet: an earlier run would be taken for it."""
-    from hopecli.config.load import load_tree
+    from hopecli.config.load import load_tree, overridden
 
-    where = [text for text in overrides if text.startswith("logging")]
+    given = overridden(overrides).get("logging.runs_dir")  # no other setting can be judged without the run's own
+    where = [] if given is None else [override("logging.runs_dir", given)]
     folder = runs_folder(load_tree({}, where, name="last", origin="default").settings)
     runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
     if not runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,8 @@ from hopecli.cli.common import (
     DeviceOption,
     JsonOption,
     OtherDataDir,
-    OtherOverrides,
     PrecisionOption,
+    StreamOverrides,
     check_launch,
     complete_presets,
     override,
@@ -24,10 +24,12 @@ from hopecli.cli.common import (
 )
 from hopecli.cli.results_folder import announce_replacing, results_folder
 from hopecli.cli.tta_report import report
-from hopecli.cli.tta_source import Source, find_source
+from hopecli.cli.tta_source import Source, find_source, fingerprinted
 from hopecli.errors import DeviceError, SettingsError
 
 if TYPE_CHECKING:
+    from hopecli.config.schema import Settings
+    from hopecli.engine.optim import Group
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.sink import StreamSink
     from hopecli.engine.tta_job import StreamRecord, TtaJob
@@ -36,17 +38,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What the options ask for, beside the settings."""
+    """What the options ask for, beside the settings. asked: dotted keys that the command line sets."""
 
     source_data_dir: str | None
     name: str | None
     baselines: list[str]
     resume: bool
     preset: str | None
+    asked: Collection[str] = ()
 
 
 def tta_command(
-    overrides: OtherOverrides = None,
+    overrides: StreamOverrides = None,
     ckpt: Annotated[
         str, typer.Option("--ckpt", "-c", help="Run or checkpoint directory, .safetensors file, or 'last'.")
     ] = "",
@@ -76,6 +79,8 @@ def tta_command(
     the count starts again with each clip, so a level whose period exceeds the steps of a clip never moves, and
     adapted.safetensors holds the checkpoint's weights.
     """
+    from hopecli.config.load import overridden
+
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope tta", fix="add --ckpt RUN")
     processes = os.environ.get("WORLD_SIZE", "1").strip()
@@ -89,10 +94,11 @@ def tta_command(
     check_launch()
     flags = [] if precision is None else [override("adaptation.precision", precision)]
     flags += [] if wandb is None else [override("logging.wandb", wandb)]
-    unused = ("evaluation.", *TRAINING_KEYS)
+    unused = ("evaluation.", "logging.diagnostics_every", *TRAINING_KEYS)
     trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     chosen_baselines = list(dict.fromkeys(["frozen", *(text.strip() for text in baselines.split(",") if text.strip())]))
-    request = Request(source_data_dir, name, chosen_baselines, resume, preset)
+    asked = overridden(overrides or [])
+    request = Request(source_data_dir, name, chosen_baselines, resume, preset, asked)
     runtime = choose_runtime(trained, device)
     from hopecli.report.lock import stream_lock
 
@@ -130,7 +136,6 @@ def choose_runtime(trained: Trained, device: str | None) -> Runtime:
 def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob, StreamFacts]:
     """Stream, source clips, sinks and what identifies the stream."""
     from hopecli.config.files import find_preset
-    from hopecli.data.fingerprint import fingerprints
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
     from hopecli.engine.tta_summary import StreamFacts
@@ -140,18 +145,12 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     s = trained.settings
     model = trained.model.to(runtime.device)
     groups = adapted_groups(model, s.adaptation.adapt, s.model, s.adaptation.weight_decay)
-    chosen = held_out_or_all(trained, s.evaluation.clips, say)
-    marks = fingerprints(chosen.store, chosen.names)
+    chosen, marks = fingerprinted(held_out_or_all(trained, s.evaluation.clips, say), say)
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     stem = "" if request.preset is None else f"{find_preset(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
-    a = s.adaptation
-    if a.reset_per_clip and a.mode == "full_rollout" and a.adapt != "none":
-        say(
-            "note: each clip is scored before it is learned and then forgotten, so online equals frozen; "
-            "adaptation.mode=sequential adapts within a clip"
-        )
+    say_notes(s, request, groups, say)
     if not request.resume:
         announce_replacing(folder, say)
     job = TtaJob(
@@ -166,6 +165,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         baselines=request.baselines,
         identity=identity(trained, request, runtime, chosen, marks, source),
         resume=request.resume,
+        left_out=chosen.skipped,
     )
     facts = StreamFacts(
         checkpoint=str(trained.checkpoint.path),
@@ -176,8 +176,30 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         source_label=None if source is None else source.label,
         adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
         fingerprints=marks,
+        training_seed=trained.trained_under.training.seed,
     )
     return job, facts
+
+
+def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Callable[[str], None]) -> None:
+    """What of the settings is not as it seems: frames not used, settings without effect, scores before learning."""
+    from hopecli.engine.tta_clip import make_plan
+    from hopecli.engine.tta_idle import idle_settings
+    from hopecli.engine.tta_job import unscored
+
+    a, frames = s.adaptation, s.data.num_timesteps
+    plan = make_plan(a, s.objective, frames)
+    unused = unscored("adaptation", frames=frames, context=plan.context_frames, horizon=plan.horizon)
+    if unused:
+        say(unused)
+    idle = idle_settings(request.asked, s, groups, request.baselines)
+    if idle:
+        say(f"note: without effect: {', '.join(f'{key} ({why})' for key, why in idle.items())}")
+    if a.reset_per_clip and a.mode == "full_rollout" and a.adapt != "none":
+        say(
+            "note: each clip is scored before it is learned and then forgotten, so online equals frozen; "
+            "adaptation.mode=sequential adapts within a clip"
+        )
 
 
 def identity(
@@ -194,7 +216,7 @@ def identity(
     """
     import hashlib
 
-    from hopecli.data.fingerprint import fingerprints
+    from hopecli.data.fingerprint import fingerprints, readable_fingerprints
     from hopecli.engine.tta_job import reading
 
     with open(trained.checkpoint.path, "rb") as file:
@@ -202,7 +224,8 @@ def identity(
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file.read())
         )
     s = trained.settings
-    source_marks = {} if source is None else fingerprints(source.store, source.names)
+    mark = fingerprints if s.data.on_error == "error" else readable_fingerprints
+    source_marks = {} if source is None else mark(source.store, source.names)
     return {
         **{f"adaptation.{key}": v for key, v in s.adaptation.model_dump(mode="json", exclude={"save_every"}).items()},
         **{f"data.{key}": value for key, value in reading(s).items()},

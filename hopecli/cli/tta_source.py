@@ -1,14 +1,16 @@
-"""The source clips of hope tta, whose loss shows forgetting: clips of the training domain that no update has seen."""
+"""The clips of hope tta: those of the stream that can be read, and the source clips, whose loss shows forgetting: clips
+of the training domain that no update has seen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hopecli.cli.checkpoints import ChosenClips, Trained, recognised, training_split
+from hopecli.cli.checkpoints import ChosenClips, Trained, training_split
 from hopecli.cli.common import expanded
-from hopecli.errors import HopeError, SettingsError
+from hopecli.cli.recognise import recognised
+from hopecli.errors import DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.data.split import Split
@@ -24,17 +26,40 @@ class Source:
     label: str
 
 
+def fingerprinted(chosen: ChosenClips, say: Callable[[str], None]) -> tuple[ChosenClips, dict[str, str]]:
+    """The stream's clips with their fingerprints; with data.on_error=skip without those that cannot be read for one.
+
+    DataError for a clip that cannot be read, or when more than data.max_skipped of them are left out.
+    """
+    from hopecli.data.fingerprint import fingerprints, fingerprints_or_errors
+    from hopecli.data.split import check_skipped, count_defects
+
+    store, d = chosen.store, chosen.store.settings
+    if d.on_error == "error":
+        return chosen, fingerprints(store, chosen.names)
+    marks, errors = fingerprints_or_errors(store, chosen.names)
+    for name, error in errors.items():
+        say(f"{name} is left out: {error.what}")
+    skipped = {**chosen.skipped, **{name: error.what for name, error in errors.items()}}
+    check_skipped(count_defects(skipped), len(marks) + len(skipped), d.max_skipped, str(store.folder))
+    if not marks:
+        raise DataError("none of the clips can be read", where=str(store.folder), value=f"{len(skipped)} skipped")
+    return replace(chosen, names=list(marks), skipped=skipped), marks
+
+
 def find_source(
     trained: Trained, source_data_dir: str | None, chosen: ChosenClips, streamed: set[str], say: Callable[[str], None]
 ) -> Source | None:
     """The clips of --source-data-dir, else those held out from training where they still are; None otherwise.
 
-    Left out: clips that are in the stream (by its fingerprints `streamed`), or that the weights were adapted on before.
-    SettingsError when that leaves none of a folder that was given.
+    Left out: clips that are in the stream (by its fingerprints `streamed`), or that the weights were adapted on before,
+    and held-out clips of fewer frames than the stream uses. SettingsError when that leaves none of a folder that was
+    given.
     """
     from hopecli.data.source import clips_folder
     from hopecli.data.split import usable_clips
     from hopecli.data.store import ClipStore
+    from hopecli.engine.tta_clip import make_plan
 
     extrinsics = trained.settings.use_extrinsics
     seen = streamed | trained.adapted_on
@@ -51,12 +76,31 @@ def find_source(
         store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
         split = training_split(trained, say)
         held_out = [] if split is None else list(usable_clips(store, among=split.held_out)[0].values())
+        s = trained.settings
+        plan = make_plan(s.adaptation, s.objective, s.data.num_timesteps)
+        needed = plan.context_frames + plan.horizon
+        lengths = {name: store.check(name) for name in held_out} if needed > settings.num_timesteps else {}
     except HopeError as error:
         say(f"note: forgetting is not measured: {error}")
         return None
     if not held_out:
         say("note: forgetting is not measured: the checkpoint's held-out clips are not known (give --source-data-dir)")
         return None
+    label = "held out from training"
+    if lengths:  # the stream is longer than the clips that training read
+        held_out = [name for name in held_out if lengths[name] >= needed]
+        if not held_out:
+            least, most = min(lengths.values()), max(lengths.values())
+            found = f"{most}" if least == most else f"{least} to {most}"
+            say(
+                f"note: forgetting is not measured: the held-out clips have {found} frames, the stream uses {needed} "
+                "(give --source-data-dir)"
+            )
+            return None
+        store = ClipStore(
+            store.folder, settings.model_copy(update={"num_timesteps": needed}), use_extrinsics=extrinsics
+        )
+        label += _too_short(len(lengths) - len(held_out), needed, say)
     names, left_out = _unseen(store, held_out, seen, trained.settings.adaptation.source_clips)
     if not names:
         say(
@@ -64,7 +108,7 @@ def find_source(
             "them (give --source-data-dir)"
         )
         return None
-    return Source(store, names, f"held out from training{_left_out(left_out, say)}")
+    return Source(store, names, f"{label}{_left_out(left_out, say)}")
 
 
 def _given(
@@ -100,6 +144,15 @@ def _unseen(store: ClipStore, names: Sequence[str], seen: set[str], limit: int) 
         else:
             chosen.append(name)
     return chosen, left_out
+
+
+def _too_short(count: int, frames: int, say: Callable[[str], None]) -> str:
+    if not count:
+        return ""
+    from hopecli.report.console import counted
+
+    say(f"note: {counted(count, 'held-out clip')} left out of forgetting: fewer than the stream's {frames} frames")
+    return f", without {count} of fewer than {frames} frames"
 
 
 def _left_out(count: int, say: Callable[[str], None]) -> str:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -180,8 +181,11 @@ class ClipStore:
         """How many of the first SAMPLED_CLIPS have non-zero action rows that data.action_alignment leaves out as no
         impulse, and how many these are."""
         sample = names[:SAMPLED_CLIPS]
-        impulse = self.settings.action_alignment == "impulse"
-        return sum(impulse_drops(self.action_rows(name)) for name in sample if impulse), len(sample)
+        dropped = 0
+        for name in sample if self.settings.action_alignment == "impulse" else ():
+            with suppress(DataError):  # whoever reads the clip says so
+                dropped += impulse_drops(self.action_rows(name))
+        return dropped, len(sample)
 
     def sampled_states(self, names: Sequence[str]) -> tuple[int, int]:
         """How many of the first SAMPLED_CLIPS have states, and how many these are; without, zeros stand in."""
@@ -198,7 +202,8 @@ class ClipStore:
     def action_rows(self, name: str) -> np.ndarray:
         """The action rows as stored; ClipProblem when the file is no readable array."""
         path = self.paths(name)[1]
-        return read_array(path, read_header(path, clip=name))
+        with accessed(name, kind=DataError):
+            return read_array(path, read_header(path, clip=name))
 
     def _aligned(self, rows: np.ndarray) -> np.ndarray:
         s = self.settings

@@ -66,6 +66,7 @@ class TrainSummary:
     loss: float | None
     validation: ValidationRecord | None
     skipped_clips: int = 0
+    seed: int | None = None  # training.seed
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class EvalResults:
-    """What `hope eval` writes to results.json; rows: model, copy_last, zero_action, shuffled_action."""
+    """What `hope eval` writes to results.json; rows: model, copy_last, zero_action, shuffled_action.
+
+    seed: the evaluation's own, of the shuffled actions and the bootstrap; training_seed: that of the run. T_teacher:
+    loss_teacher covers frames 1..T_teacher. read_as: the data settings that decide what a clip's numbers are.
+    """
 
     checkpoint: str
     data: str
@@ -130,6 +135,9 @@ class EvalResults:
     epoch: int | None = None  # of that step, from 0
     seed: int | None = None
     bootstrap_samples: int | None = None
+    T_teacher: int | None = None
+    training_seed: int | None = None
+    read_as: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -295,4 +295,5 @@ class TrainRun:
             loss=m.last_loss,
             validation=validation,
             skipped_clips=len(job.split.skipped) + len(job.skipped),
+            seed=job.settings.training.seed,
         )

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from hopecli.data.loader import collate
-from hopecli.data.split import check_skipped
+from hopecli.data.split import check_skipped, count_defects
 from hopecli.engine.adapt import Adapter, adapted_groups, all_finite, only_adapted, swapped
 from hopecli.engine.signals import stop_on_signal
 from hopecli.engine.tta_clip import StreamClip, make_plan, mean, memory_after, prepare, score
@@ -184,7 +184,8 @@ class _Stream:
         job, d = self.job, self.job.settings.data
         if d.on_error == "skip":
             self._skip(name, str(error))
-            check_skipped(len(self.record.skipped), len(job.names), d.max_skipped, str(job.clips.folder))
+            bad = count_defects(job.left_out) + len(self.record.skipped)
+            check_skipped(bad, len(job.left_out) + len(job.names), d.max_skipped, str(job.clips.folder))
             return
         if self.record.rows:
             self.save()

@@ -40,6 +40,7 @@ class TtaJob:
     """Everything a stream needs, built by the command. `model` has the checkpoint's weights, on the device.
 
     source: clips whose loss shows forgetting, or None. identity: what an interrupted stream must share to be resumed.
+    left_out: clips that are not in the stream, with reasons; data.max_skipped counts their defects too.
     """
 
     settings: Settings
@@ -53,6 +54,7 @@ class TtaJob:
     baselines: Sequence[str] = ("frozen",)
     identity: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,5 +86,18 @@ def order_seeds(settings: Settings) -> list[int | None]:
 
 
 def reading(settings: Settings) -> dict[str, Any]:
-    """The data settings that decide what numbers a clip becomes, wherever it lies."""
-    return settings.data.model_dump(mode="json", include=set(READING))
+    """The data settings that decide what numbers a clip becomes, wherever it lies; for built-in clips also those that
+    they are made by."""
+    made = {"physics"} if settings.data.source == "physics" else set()
+    return settings.data.model_dump(mode="json", include={*READING, *made})
+
+
+def unscored(section: str, *, frames: int, context: int, horizon: int) -> str | None:
+    """A line for the user when more frames are read than `section` (evaluation, adaptation) uses; None otherwise."""
+    used, key = context + horizon, f"{section}.T_rollout"
+    if used >= frames:
+        return None
+    return (
+        f"note: clips are read with {frames} frames, of which only the first {used} are used: {key}={horizon} "
+        f"({key}=null scores all)"
+    )

@@ -97,7 +97,8 @@ class TtaResults:
     before each update. rolling_*: trailing means over 50 clips of the first order. periodic_reset: its online loss, and
     its difference to frozen. Milliseconds are medians; bytes are the growth of the peak in the passes of a clip.
     read_as: the data settings that decide what a clip's numbers are. restarts, periodic_reset_restarts: returns to the
-    checkpoint because a prediction was not finite.
+    checkpoint because a prediction was not finite. bootstrap_samples: resamples used, fewer than the protocol's where
+    there are very many clips; None without intervals. training_seed: the run's; the bootstrap's is in the protocol.
     """
 
     checkpoint: str
@@ -147,3 +148,5 @@ class TtaResults:
     seconds: float
     stopped_by: str | None = None
     skipped_clips: dict[str, str] = field(default_factory=dict)
+    bootstrap_samples: int | None = None
+    training_seed: int | None = None

@@ -31,6 +31,7 @@ class StreamFacts:
     source_label: str | None
     adapted_parameters: int
     fingerprints: dict[str, str] = field(default_factory=dict)
+    training_seed: int | None = None
 
 
 def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> TtaResults:
@@ -98,6 +99,8 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         seconds=record.seconds,
         stopped_by=record.stopped_by,
         skipped_clips={**facts.unreadable, **record.skipped},
+        bootstrap_samples=None if weights is None else len(weights),
+        training_seed=facts.training_seed,
     )
 
 

@@ -163,7 +163,7 @@ def eval_tables(results: EvalResults) -> list[Table]:
     )
     facts: dict[str, Any] = {
         "model / copy-last": number(results.ratio_to_copy_last),
-        "teacher-forced L1": None if results.loss_teacher is None else spread(results.loss_teacher),
+        _teacher_title(results): None if results.loss_teacher is None else spread(results.loss_teacher),
     }
     if results.action_sensitivity is not None and results.action_sensitivity_relative is not None:
         share = 100 * results.action_sensitivity_relative
@@ -177,6 +177,12 @@ def eval_tables(results: EvalResults) -> list[Table]:
     if results.worst_clips:
         facts["worst clips"] = ", ".join(results.worst_clips)
     return [l1, more, pairs_table("", facts)]
+
+
+def _teacher_title(results: EvalResults) -> str:
+    """With its frames where they do not end with the rollout's."""
+    last, frames = results.context_frames + results.T_rollout - 1, results.T_teacher
+    return "teacher-forced L1" + ("" if frames in (None, last) else f", frames 1 to {frames}")
 
 
 def preset_table(names: Mapping[str, str]) -> Table:

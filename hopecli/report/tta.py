@@ -152,7 +152,8 @@ def tta_tables(r: TtaResults) -> list[Table]:
         rows.append(_loss_row("after update (saw its targets)", r.loss_after_update, None, None))
     state = "" if r.complete else ", INCOMPLETE"
     sizes = f"{counted(r.clips, 'clip')} ({r.clips_from}), {counted(len(r.orders), 'order')}"
-    title = f"Test-time adaptation, {sizes}{state}"
+    window = f"{counted(r.context_frames, 'context frame')}, {counted(r.T_rollout, 'predicted frame')}"
+    title = f"Test-time adaptation, {sizes}, {window}{state}"
     losses = plain_table(title, ["", "L1 [95 %]", "- frozen [95 %]", "ms/clip"], rows)
     p = r.protocol
     share = f"{r.adapted_parameters:,} of {r.parameters:,}"

@@ -100,11 +100,23 @@ def test_the_overrides_that_inspect_data_prints_are_enough(tmp_path: Path) -> No
 def test_settings_without_effect(tmp_path: Path) -> None:
     ran([*TRAIN, "data.embed_dim=8"], tmp_path)
     look = ["--ckpt", "last", "--device", "cpu"]
-    outcome = ran(["eval", *look, "data.batch_size=2", "adaptation.lr=1", "evaluation.batch_size=2"], tmp_path)
-    assert "note: this command does not use data.batch_size, adaptation.lr\n" in outcome.err
+    idle = ["data.batch_size=2", "adaptation.lr=1", "logging.wandb=offline"]
+    outcome = ran(["eval", *look, *idle, "evaluation.batch_size=2"], tmp_path)
+    keys = ", ".join(text.split("=")[0] for text in idle)
+    assert f"note: this command does not use {keys}\n" in outcome.err
     arguments = ["evaluation.batch_size=2", "evaluation.clips=all", "adaptation.steps=1"]
     outcome = ran(["tta", *look, *arguments], tmp_path)
     assert "note: this command does not use evaluation.batch_size\n" in outcome.err
+
+
+def test_diagnostics_are_of_training_only(tmp_path: Path) -> None:
+    small = [part for part in TINY if not part.startswith("model.")]
+    sizes = ["model.width=16", "model.num_heads=2", "model.depth=1", "data.physics.clips=8", "training.epochs=1"]
+    ran(["train", "--preset", "quickstart_hope", "--device", "cpu", *small, *sizes], tmp_path)
+    look = ["--ckpt", "last", "--device", "cpu", "logging.diagnostics_every=1"]
+    for command in (["eval"], ["tta", "adaptation.adapt=none"]):
+        outcome = ran([*command, *look], tmp_path)
+        assert "note: this command does not use logging.diagnostics_every\n" in outcome.err
 
 
 def test_phases_of_the_curriculum(tmp_path: Path) -> None:

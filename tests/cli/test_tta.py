@@ -68,7 +68,7 @@ def test_without_a_learning_rate_it_is_eval_bit_for_bit(run: Path) -> None:
 
 def test_files_and_results(run: Path) -> None:
     results = adapt(run, *ICE, *FAST, "--baselines", "frozen,periodic_reset", "adaptation.reset_every=2")
-    folder = run / "tta/all_physics_ice"
+    folder = run / "tta/all_physics_ice_seed1"
     assert json.loads((folder / "results.json").read_text()) == results
     assert (folder / "stream.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not (folder / "stream.pt").exists()
@@ -281,4 +281,4 @@ def test_presets_hold_the_protocol(run: Path) -> None:
         assert (a.precision, a.context_frames, a.T_rollout) == ("fp32", 1, 7)
     results = adapt(run, "--preset", "test_ac_predictor_tta_extended", *ICE)
     assert results["protocol"]["lr"] == 2e-4
-    assert (run / "tta/test_ac_predictor_tta_extended_all_physics_ice/results.json").is_file()
+    assert (run / "tta/test_ac_predictor_tta_extended_all_physics_ice_seed1/results.json").is_file()

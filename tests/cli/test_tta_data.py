@@ -89,6 +89,25 @@ def test_an_episode_per_clip_says_that_online_is_frozen(run: Path) -> None:
         assert "so online equals frozen" not in hope([*command, *other], run.parents[2]).err
 
 
+def test_settings_without_effect_are_said(run: Path) -> None:
+    """Those of the command line only, in one line with the reason of each."""
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", "--data-dir", "ice", *FAST, "--name", "idle"]
+    given = ["adaptation.backprop_through_time=true", "adaptation={betas: [0.8, 0.9]}", "adaptation.reset_every=2"]
+    outcome = hope([*command, *given, "adaptation.mode=sequential", "adaptation.optimizer=sgd"], run.parents[2])
+    (note,) = (line for line in outcome.err.splitlines() if "without effect" in line)
+    for reason in (
+        "adaptation.backprop_through_time (adaptation.mode=sequential feeds no prediction back)",
+        "adaptation.betas (adaptation.optimizer=sgd)",
+        "adaptation.reset_every (without --baselines periodic_reset)",
+    ):
+        assert reason in note
+    assert note.count("adaptation.lr") == note.count("adaptation.steps") == 0
+    used = [*given, "--baselines", "periodic_reset", "adaptation.optimizer=adam"]
+    assert "without effect" not in hope([*command, *used], run.parents[2]).err
+    preset = ["--preset", "test_ac_predictor_tta", "adaptation.mode=sequential", "adaptation.optimizer=sgd"]
+    assert "without effect" not in hope([*command, *preset], run.parents[2]).err  # its betas are not the command's
+
+
 def test_clips_that_were_adapted_on_are_no_source(run: Path, tmp_path: Path) -> None:
     """Neither those of this stream nor those that the weights were adapted on before."""
     (own,) = (run.parents[2] / "cache" / "physics").iterdir()

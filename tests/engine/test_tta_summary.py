@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hopecli.engine import tta_summary
 from hopecli.engine.tta import stream
 from hopecli.engine.tta_job import order_seeds
 from hopecli.engine.tta_summary import summarise_stream
@@ -46,3 +47,19 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     assert r.rolling_online[2] == pytest.approx(float(np.mean([row.online for row in rows[:3]])))
     assert r.drift == rows[-1].drift
     assert r.adapted_share == 10 / r.parameters
+
+
+def test_resamples_are_those_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than asked for, as with very many clips; none with a single clip."""
+    job = make_job(settings(bootstrap_samples=150), noise_clips(2), tmp_path)
+    record, drawn = stream(job), tta_summary.bootstrap_weights
+    assert summarise_stream(job, record, FACTS).bootstrap_samples == 150
+
+    def fewer(clips: int, *, samples: int, seed: int) -> np.ndarray | None:
+        weights = drawn(clips, samples=samples, seed=seed)
+        return None if weights is None else weights[:120]
+
+    monkeypatch.setattr(tta_summary, "bootstrap_weights", fewer)
+    assert summarise_stream(job, record, FACTS).bootstrap_samples == 120
+    record.rows = record.rows[:1]
+    assert summarise_stream(job, record, FACTS).bootstrap_samples is None

@@ -95,6 +95,12 @@ def test_evaluation_facts() -> None:
     assert not {"WARNING", "worst clips"} & set(facts)
 
 
+@pytest.mark.parametrize(("frames", "shown"), [(4, "teacher-forced L1"), (7, "teacher-forced L1, frames 1 to 7")])
+def test_teacher_forced_frames_that_are_not_the_rollouts_are_named(frames: int, shown: str) -> None:
+    """The rollout's last frame is the fourth."""
+    assert shown in pairs(eval_tables(replace(EVAL, T_teacher=frames))[-1])
+
+
 def test_evaluation_warns_of_clips_trained_on_and_names_the_worst() -> None:
     facts = pairs(eval_tables(replace(EVAL, overlap_with_training=5, worst_clips=["b", "a"]))[-1])
     assert facts["WARNING"] == "5 of these clips were trained on"

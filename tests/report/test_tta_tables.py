@@ -58,7 +58,7 @@ def test_csv_row() -> None:
 
 def test_losses() -> None:
     losses = tta_tables(TTA)[0]
-    assert title(losses) == "Test-time adaptation, 3 clips (all), 2 orders"
+    assert title(losses) == "Test-time adaptation, 3 clips (all), 2 orders, 3 context frames, 2 predicted frames"
     assert [(label, *row.values()) for label, row in cells(losses).items()] == [
         ("adapted, online", "0.5100 [0.5070, 0.5150]", "-0.1100 [-0.1130, -0.1050]", "12.3"),
         ("periodic reset, online", "0.5500 [0.5470, 0.5550]", "-0.0700 [-0.0730, -0.0650]", ""),
@@ -71,7 +71,7 @@ def test_losses() -> None:
 
 def test_losses_of_an_unfinished_stream_without_diagnostics() -> None:
     losses = tta_tables(replace(TTA, complete=False, periodic_reset=None, loss_after_update=None))[0]
-    assert title(losses).endswith("2 orders, INCOMPLETE")
+    assert title(losses).endswith("2 predicted frames, INCOMPLETE")
     assert list(cells(losses)) == ["adapted, online", "frozen", "copy-last"]
 
 

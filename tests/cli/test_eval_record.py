@@ -1,0 +1,64 @@
+"""results.json of hope eval and hope tta says how clips were read, and which seed is whose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hopecli.config.schema import PhysicsSettings
+from hopecli.data.make_clips import make_clips
+from tests.cli.runner import TINY, hope, only_run
+
+READ = {
+    "feature_map": "vjepa2_vitl16",
+    "num_timesteps": 8,
+    "grid": 2,
+    "embed_dim": 8,
+    "action_dim": 2,
+    "action_alignment": "impulse",
+    "action_reduce": "last",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("record")
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1", "training.seed=7"]
+    assert hope(command, folder).code == 0
+    make_clips(folder / "ice", clips=3, grid=2, dim=8, domain="ice", seed=1)
+    return only_run(folder)
+
+
+def written(run: Path, command: str, name: str, *arguments: str) -> dict[str, Any]:
+    """results.json of a command."""
+    given = [command, "--ckpt", str(run), "--device", "cpu", "--name", name, *arguments]
+    outcome = hope(given, run.parents[2])
+    assert outcome.code == 0, outcome.err
+    found: dict[str, Any] = json.loads((run / command / name / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("command", ["eval", "tta"])
+def test_how_clips_of_a_folder_were_read(run: Path, command: str) -> None:
+    assert written(run, command, "impulse", "--data-dir", "ice")["read_as"] == READ
+    changed = ["data.action_alignment=per_timestep", "data.action_reduce=sum"]
+    other = {**READ, "action_alignment": "per_timestep", "action_reduce": "sum"}
+    assert written(run, command, "sum", "--data-dir", "ice", *changed)["read_as"] == other
+
+
+@pytest.mark.parametrize("command", ["eval", "tta"])
+def test_how_built_in_clips_were_made(run: Path, command: str) -> None:
+    made = ["data.source=physics", "data.physics.domain=ice", "data.physics.clips=4", "data.physics.seed=5"]
+    physics = {"clips": 4, "domain": "ice", "seed": 5, "dtype": "float16"}
+    assert set(physics) == set(PhysicsSettings.model_fields)
+    assert written(run, command, "made", *made)["read_as"] == {**READ, "physics": physics}
+
+
+def test_the_seed_of_the_run_is_told_from_the_evaluations(run: Path) -> None:
+    found = written(run, "eval", "seed", "evaluation.seed=3")
+    assert (found["seed"], found["training_seed"]) == (3, 7)
+    found = written(run, "tta", "seed", "adaptation.seed=3")
+    assert (found["protocol"]["seed"], found["training_seed"]) == (3, 7)
