@@ -23,10 +23,15 @@ def compare_inputs(store: ClipStore, names: Sequence[str], expected: object, say
         say(f"warning: {of - found} of the first {of} clips lack the states.npy it was trained with: zeros stand in")
     if expected is False and found:
         say(f"warning: {found} of the first {of} clips have a states.npy, but it was trained on clips without")
+    warn_of_dropped_actions(store, names, "clips", say)
+
+
+def warn_of_dropped_actions(store: ClipStore, names: Sequence[str], clips: str, say: Callable[[str], None]) -> None:
+    """Warn when the alignment leaves actions of the `clips` (as the line calls them) out."""
     dropped, of = store.dropped_actions(names)
     if dropped:
         say(
-            f"warning: {dropped} of the first {of} clips have non-zero actions outside row 1, which "
+            f"warning: {dropped} of the first {of} {clips} have non-zero actions outside row 1, which "
             "data.action_alignment=impulse leaves out; per_timestep uses them"
         )
 

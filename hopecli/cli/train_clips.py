@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hopecli.cli.recognise import warn_of_dropped_actions
 from hopecli.errors import written
 
 if TYPE_CHECKING:
@@ -36,12 +37,7 @@ def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
     found, of = store.sampled_states(split.train)
     if 0 < found < of:
         say(f"warning: {of - found} of the first {of} training clips lack the states.npy of the others: zeros stand in")
-    dropped, of = store.dropped_actions(split.train)
-    if dropped:
-        say(
-            f"warning: {dropped} of the first {of} training clips have non-zero actions "
-            "outside row 1, which data.action_alignment=impulse leaves out; per_timestep uses them"
-        )
+    warn_of_dropped_actions(store, split.train, "training clips", say)
     return store, split
 
 
