@@ -41,9 +41,8 @@ def readings_of(store: ClipStore, trained_under: DataSettings) -> list[ClipStore
     are of what is read. A clip too short for a longer evaluation is still one of the clips trained on."""
     from hopecli.data.store import ClipStore
 
-    d = trained_under
-    maps = dict.fromkeys([store.settings.feature_map, d.feature_map])
-    frames = min(store.settings.num_timesteps, d.num_timesteps)
+    maps = dict.fromkeys([store.settings.feature_map, trained_under.feature_map])
+    frames = min(store.settings.num_timesteps, trained_under.num_timesteps)
     changes = [{"feature_map": feature_map, "num_timesteps": frames} for feature_map in maps]
     return [ClipStore(store.folder, store.settings.model_copy(update=c), use_extrinsics=False) for c in changes]
 

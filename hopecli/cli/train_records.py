@@ -25,9 +25,13 @@ def holding(run_dir: Path | None, runtime: Runtime) -> Iterator[RunLock | None]:
     from hopecli.report.lock import RunLock
 
     locks: list[RunLock] = []
+
+    def take(folder: Path) -> None:
+        with written(folder):
+            locks.append(RunLock(folder))
+
     if run_dir is not None:
-        with written(run_dir):
-            runtime.from_main(lambda: locks.append(RunLock(run_dir)))
+        runtime.from_main(lambda: take(run_dir))
     try:
         yield locks[0] if locks else None
     finally:
