@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     model = build_model(s.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=s.training.seed)
     micro = max(1, d.batch_size // (runtime.world * s.training.accumulate))
     wanted = min(micro, CPU_CLIPS) if runtime.device.type == "cpu" else micro
-    batch, train_clips, held_out, source = _batch(s, wanted)
+    batch, train_clips, held_out, source = _batch(s, wanted, say if runtime.is_main else lambda text: None)
     steps = None if train_clips is None else steps_per_epoch(s, train_clips, runtime.world)
     if runtime.is_main:
         say(f"{count_parameters(model):,} parameters built; one forward and backward pass, batch {len(batch)}")
@@ -71,8 +72,9 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     )
 
 
-def _batch(s: Settings, clips: int) -> tuple[ClipBatch, int | None, int | None, str]:
-    """A batch with the numbers of training and held-out clips where there are clips."""
+def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBatch, int | None, int | None, str]:
+    """A batch with the numbers of training and held-out clips where there are clips; says what a run would of them."""
+    from hopecli.cli.train_clips import warn_of_inputs
     from hopecli.data.loader import collate, require_all
     from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, split_ids
@@ -95,5 +97,8 @@ def _batch(s: Settings, clips: int) -> tuple[ClipBatch, int | None, int | None, 
         return random_batch(s, clips), None, None, "random numbers (no --data-dir given)"
     store = ClipStore(clips_folder(s.data, lambda text: None), s.data, use_extrinsics=s.use_extrinsics)
     split = make_split(store)
+    for name, reason in split.skipped.items():
+        say(f"{name} would be skipped: {reason}")
+    warn_of_inputs(store, split, say)
     batch = require_all(collate([store.read(name) for name in split.train[:clips]]))
     return batch, len(split.train), len(split.held_out), str(store.folder)

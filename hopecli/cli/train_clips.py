@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hopecli.cli.recognise import warn_of_dropped_actions
@@ -34,11 +35,16 @@ def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
             split = make_split(store, progress)
     if split.skipped:
         say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
+    warn_of_inputs(store, split, say)
+    return store, split
+
+
+def warn_of_inputs(store: ClipStore, split: Split, say: Callable[[str], None]) -> None:
+    """Warn of training clips without the states of others, and of actions that the alignment leaves out."""
     found, of = store.sampled_states(split.train)
     if 0 < found < of:
         say(f"warning: {of - found} of the first {of} training clips lack the states.npy of the others: zeros stand in")
     warn_of_dropped_actions(store, split.train, "training clips", say)
-    return store, split
 
 
 def list_skipped(job: TrainJob) -> None:

@@ -151,8 +151,6 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
     say_notes(s, request, groups, say)
-    if not request.resume:
-        announce_replacing(folder, say)
     job = TtaJob(
         settings=s,
         runtime=runtime,
@@ -178,6 +176,8 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         fingerprints=marks,
         training_seed=trained.trained_under.training.seed,
     )
+    if not request.resume:  # last: nothing is replaced when the settings are refused
+        announce_replacing(folder, say)
     return job, facts
 
 

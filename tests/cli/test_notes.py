@@ -163,6 +163,18 @@ def test_dropped_actions_are_said_by_every_command(tmp_path: Path) -> None:
         assert "outside row 1" not in ran([*look, "clips"], tmp_path).err
 
 
+def test_a_dry_run_says_what_the_run_would_of_its_clips(tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 7 + [4])
+    write_clip(tmp_path / "clips", 2, features=make_features(2, 8), actions=np.ones((16, 2), np.float32))
+    np.save(tmp_path / "clips/clip_00003/actions_states/states.npy", np.ones((16, 2), np.float32))
+    command = [*TRAIN, "--data-dir", "clips", "--dry-run", "data.on_short=skip"]
+    err = ran(command, tmp_path).err
+    assert "warning: 1 of the first 6 training clips have non-zero actions outside row 1" in err
+    assert "warning: 5 of the first 6 training clips lack the states.npy" in err
+    assert "clip_00007 would be skipped: " in err
+    assert "outside row 1" not in ran([*command, "data.action_alignment=per_timestep"], tmp_path).err
+
+
 def test_a_preset_without_the_section_of_the_command(tmp_path: Path) -> None:
     ran([*TRAIN, "data.embed_dim=8"], tmp_path)
     look = ["--ckpt", "last", "--device", "cpu", "--preset"]
