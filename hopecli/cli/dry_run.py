@@ -99,6 +99,6 @@ def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBat
     split = make_split(store)
     for name, reason in split.skipped.items():
         say(f"{name} would be skipped: {reason}")
-    warn_of_inputs(store, split, say)
+    warn_of_inputs(store, split.train, say)
     batch = require_all(collate([store.read(name) for name in split.train[:clips]]))
     return batch, len(split.train), len(split.held_out), str(store.folder)

@@ -154,7 +154,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     settings = request.resolved.settings
     mode, reason = resolve_mode(settings.logging.wandb)
     # Once for all processes: each would read every clip, and one that sees another folder would train on other clips.
-    store, split = runtime.from_main(lambda: find_clips(settings))
+    found = runtime.from_main(lambda: find_clips(settings, request.resume))
+    store, split = found.store, found.split
     with runtime.raising_as_one():
         steps_per_epoch(settings, len(split.train), runtime.world)
     d = settings.data
@@ -172,7 +173,6 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         assert request.checkpoint is not None
         checkpoint = load_checkpoint(str(request.checkpoint))
         before = read_split(request.resume / "split.json")
-        split = split.following(before)
         if checkpoint.info.get("split") not in (*split.earlier, split.hash) or not split.same_clips(before):
             mistake = CheckpointError(
                 "the clips are not those the run was started with",
@@ -184,7 +184,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         load_into(model, checkpoint)
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
-        skipped = {name: reason for name, reason in before.skipped.items() if name not in split.skipped}
+        skipped = found.lost
         unreadable = set(before.unreadable)
     name = request.resolved.name
     run_dir = request.resume

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hopecli.cli.recognise import warn_of_dropped_actions
@@ -17,47 +20,61 @@ if TYPE_CHECKING:
 MANY_CLIPS = 2000  # so many take more than a moment to check
 
 
-def find_clips(settings: Settings) -> tuple[ClipStore, Split]:
-    """The folder of clips, made first where they are built in, and its split."""
+@dataclass(frozen=True)
+class FoundClips:
+    """The folder of clips, its split, and clips of the split that cannot be used any more, with reasons."""
+
+    store: ClipStore
+    split: Split
+    lost: dict[str, str]
+
+
+def find_clips(settings: Settings, run_dir: Path | None) -> FoundClips:
+    """The folder of clips, made first where they are built in, and its split; that of `run_dir` when it goes on."""
+    from hopecli.data.resumed_split import resumed_split
     from hopecli.data.source import clips_folder
-    from hopecli.data.split import make_split
+    from hopecli.data.split import make_split, read_split
     from hopecli.data.store import ClipStore
     from hopecli.report.console import counted, say
     from hopecli.report.progress import StageProgress
 
+    before = None if run_dir is None else read_split(run_dir / "split.json")
     store = ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
     clips = len(store.select())
-    if clips < MANY_CLIPS:
-        split = make_split(store)
-    else:
+    if clips >= MANY_CLIPS:
         say(f"checking {clips:,} clips in {store.folder}")
-        with StageProgress() as progress:
-            split = make_split(store, progress)
+    with StageProgress() if clips >= MANY_CLIPS else nullcontext() as progress:
+        split, lost = (make_split(store, progress), {}) if before is None else resumed_split(store, before, progress)
     if split.skipped:
         say(f"{counted(len(split.skipped), 'clip')} skipped; split.json lists them with the reason")
-    warn_of_inputs(store, split, say)
-    return store, split
+    if lost:
+        name, reason = next(iter(lost.items()))
+        say(f"{counted(len(lost), 'clip')} of the run skipped, the first {name}: {reason}")
+    warn_of_inputs(store, [name for name in split.train if name not in lost], say)
+    return FoundClips(store, split, lost)
 
 
-def warn_of_inputs(store: ClipStore, split: Split, say: Callable[[str], None]) -> None:
+def warn_of_inputs(store: ClipStore, train: Sequence[str], say: Callable[[str], None]) -> None:
     """Warn of training clips without the states of others, and of actions that the alignment leaves out."""
-    found, of = store.sampled_states(split.train)
+    found, of = store.sampled_states(train)
     if 0 < found < of:
         say(f"warning: {of - found} of the first {of} training clips lack the states.npy of the others: zeros stand in")
-    warn_of_dropped_actions(store, split.train, "training clips", say)
+    warn_of_dropped_actions(store, train, "training clips", say)
 
 
 def list_skipped(job: TrainJob) -> None:
-    """Add the clips that turned out to be unreadable to split.json."""
+    """Bring split.json up to date with the clips that turned out to be unreadable, and those that are mended."""
     from dataclasses import replace
 
     from hopecli.report.console import counted
     from hopecli.report.files import write_text
 
-    if not job.runtime.is_main or not (job.skipped or job.unreadable):
+    if not job.runtime.is_main:
         return
     if job.skipped:
         job.sink.message(f"{counted(len(job.skipped), 'clip')} skipped while reading; split.json lists them")
     split = replace(job.split, skipped={**job.split.skipped, **job.skipped}, unreadable=tuple(sorted(job.unreadable)))
-    with written(job.run_dir / "split.json"):
-        write_text(job.run_dir / "split.json", split.to_json())
+    file = job.run_dir / "split.json"
+    with written(file):
+        if split.to_json() != file.read_text(encoding="utf-8"):
+            write_text(file, split.to_json())

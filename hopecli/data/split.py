@@ -47,11 +47,16 @@ class Split:
 
     def same_clips(self, before: Split) -> bool:
         """Whether a run that was started on `before` has these clips: by content, or by name where a clip could not be
-        read then or the fingerprints are of an earlier recipe."""
+        read then (it ended the run or was skipped) or the fingerprints are of an earlier recipe."""
         if (self.train, self.held_out) != (before.train, before.held_out):
             return False
-        fixed = (name for name in self.train if name not in before.unreadable)
-        return not before.comparable or all(self.fingerprints[n] == before.fingerprints.get(n) for n in fixed)
+        return not before.comparable or not self._changed(before)
+
+    def _changed(self, before: Split) -> list[str]:
+        """Training clips that were read for `before` and have other content now."""
+        unsure = {*before.unreadable, *before.skipped}
+        now, then = self.fingerprints, before.fingerprints
+        return [name for name in self.train if name not in unsure and now.get(name) != then.get(name)]
 
     def following(self, before: Split) -> Split:
         """This split as that of a run which had `before`."""
@@ -67,7 +72,7 @@ class Split:
                 return f"{name} is {reason if name not in now else 'new'}"
             if now[name] != then[name]:
                 return f"{name} is now {now[name]}"
-        changed = [name for name in self.train if self.fingerprints[name] != before.fingerprints.get(name)]
+        changed = self._changed(before)
         return f"{changed[0]} has other content" if changed else "the checkpoint was made with another split.json"
 
     def _sides(self) -> dict[str, str]:
@@ -133,7 +138,7 @@ def usable_clips(
             continue
         if (s.on_short if problem.code == _SHORT else s.on_error) == "error":
             problems.append(problem)
-        skipped[name] = _reason(problem)
+        skipped[name] = reason_of(problem)
     if problems:
         first = problems[0]
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
@@ -174,7 +179,7 @@ def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | Non
 
     usable, skipped = usable_clips(store, progress=stage("checking clips"))
     if len(usable) < 2:
-        raise _too_few(store, len(usable))
+        raise too_few(store, len(usable))
     train, held_out = split_ids(list(usable), store.settings.val_split)
     names = tuple(usable[i] for i in train)
     marking = stage("fingerprints of training clips")
@@ -183,14 +188,15 @@ def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | Non
     else:
         marks, errors = fingerprints_or_errors(store, names, marking)
         total = len(usable) + len(skipped)
-        skipped |= {name: _reason(error) for name, error in errors.items()}
+        skipped |= {name: reason_of(error) for name, error in errors.items()}
         check_skipped(count_defects(skipped), total, store.settings.max_skipped, str(store.folder))
         if not marks:
-            raise _too_few(store, len(held_out))
+            raise too_few(store, len(held_out))
     return Split(tuple(marks), tuple(usable[i] for i in held_out), skipped, marks)
 
 
-def _too_few(store: ClipStore, usable: int) -> DataError:
+def too_few(store: ClipStore, usable: int) -> DataError:
+    """The error of a folder with so few usable clips that a side of the split is empty."""
     return DataError(
         "training needs at least 2 clips, one of them held out",
         where=str(store.folder),
@@ -199,6 +205,6 @@ def _too_few(store: ClipStore, usable: int) -> DataError:
     )
 
 
-def _reason(error: DataError) -> str:
+def reason_of(error: DataError) -> str:
     """Why a clip is left out, as split.json says it."""
     return f"{error.code if isinstance(error, ClipProblem) else 'unreadable'}: {error.what}"

@@ -1,0 +1,131 @@
+"""Clips that break, or are mended, while a run is interrupted: it goes on with what is left, as data.on_error says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hopecli.data.make_clips import make_clips
+from tests.cli.runner import TINY, Outcome, hope, one_line, only_run
+from tests.data.io_errors import fail_reading
+
+TRAIN = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "--data-dir", "clips", "data.batch_size=1"]
+SKIP = ["data.on_error=skip", "data.max_skipped=0.2"]
+FEATURES = "feature_maps/vjepa2_vitl16.npy"
+
+
+def truncate(clip: Path) -> None:
+    os.truncate(clip / FEATURES, 300)
+
+
+def lose_actions(clip: Path) -> None:
+    (clip / "actions_states/actions.npy").unlink()
+
+
+def spoil(clip: Path) -> bytes:
+    """Write a NaN, which only reading all of a clip finds, and return what was there."""
+    before = (clip / FEATURES).read_bytes()
+    features = np.load(clip / FEATURES)
+    features[2, 1, 5] = np.nan
+    np.save(clip / FEATURES, features)
+    return before
+
+
+def resumed(folder: Path, *arguments: str) -> Outcome:
+    return hope(["train", "--resume", "last", "--json", *arguments], folder)
+
+
+def listed(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((only_run(folder) / "split.json").read_text())["skipped"]
+    return found
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """A folder with a run that clip_00003 ended in its first epoch, with the steps before it saved, and mended."""
+    make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
+    before = spoil(tmp_path / "clips/clip_00003")
+    outcome = hope([*TRAIN, "data.workers=0"], tmp_path)
+    assert outcome.code == 3
+    assert "is saved; go on with" in outcome.err
+    (tmp_path / "clips/clip_00003" / FEATURES).write_bytes(before)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(truncate, "truncated: "), (lose_actions, "missing_actions: "), (shutil.rmtree, "missing: not in the folder")],
+)
+@pytest.mark.parametrize("clip", ["clip_00005", "clip_00009"])  # trained on, and held out
+def test_a_run_goes_on_without_a_clip_that_is_lost(
+    damage: Callable[[Path], None], reason: str, clip: str, ended: Path
+) -> None:
+    damage(ended / "clips" / clip)
+    refused = resumed(ended)
+    assert refused.code in (3, 4)
+    assert clip in one_line(refused)
+    few = resumed(ended, "data.on_error=skip", "data.max_skipped=0.09")
+    assert few.code == 3
+    if clip == "clip_00009":  # the only one held out
+        assert "one of them held out" in one_line(resumed(ended, *SKIP))
+        return
+    outcome = resumed(ended, *SKIP)
+    assert outcome.code == 0, outcome.err
+    assert f"1 clip of the run skipped, the first {clip}: {reason}" in outcome.err
+    found = json.loads(outcome.out)
+    assert (found["train_clips"], found["held_out_clips"], found["skipped_clips"]) == (8, 1, 1)
+    assert found["steps"] == 2 * 9  # the order of the others is that of a run without the damage
+    assert list(listed(ended)) == [clip]
+
+
+def test_a_clip_that_broke_twice(ended: Path) -> None:
+    """It ended the run, was mended (other content than at the start), and is lost later."""
+    assert resumed(ended).code == 0
+    truncate(ended / "clips/clip_00003")
+    assert resumed(ended, *SKIP).code == 0
+    assert list(listed(ended)) == ["clip_00003"]
+
+
+def test_a_skipped_clip_that_is_mended_is_used_again(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
+    before = {n: spoil(tmp_path / f"clips/clip_0000{n}") for n in (3, 8)}
+    outcome = hope([*TRAIN, "data.val_split=0.2", "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert list(listed(tmp_path)) == ["clip_00003", "clip_00008"]
+    for n, content in before.items():
+        assert json.loads(resumed(tmp_path).out)["skipped_clips"] == len(listed(tmp_path))
+        (tmp_path / f"clips/clip_0000{n}" / FEATURES).write_bytes(content)
+    outcome = resumed(tmp_path)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["train_clips"], found["held_out_clips"], found["skipped_clips"]) == (8, 2, 0)
+    assert listed(tmp_path) == {}
+    truncate(tmp_path / "clips/clip_00004")
+    np.save(tmp_path / "clips/clip_00005" / FEATURES, np.load(tmp_path / "clips/clip_00006" / FEATURES))
+    outcome = resumed(tmp_path)  # skipping, as the run was started: one is lost, another is not what it was
+    assert outcome.code == 4
+    assert "(got 'clip_00005 has other content')" in one_line(outcome)
+
+
+def test_a_clip_left_out_at_the_start_stays_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its disk failed then and works again; the others keep the sides that were made without it."""
+    make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
+    with monkeypatch.context() as patch:
+        fail_reading(patch, tmp_path / "clips/clip_00005" / FEATURES)
+        assert hope([*TRAIN, *SKIP], tmp_path).code == 0
+    whole = tmp_path / "clips/clip_00007/actions_states/actions.npy"
+    new = tmp_path / "clips/clip_00010"
+    outcome = resumed(tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["train_clips"] == 8
+    assert list(listed(tmp_path)) == ["clip_00005"]
+    shutil.copytree(whole.parents[1], new)
+    outcome = resumed(tmp_path)
+    assert outcome.code == 4
+    assert "(got 'clip_00010 is new')" in one_line(outcome)
