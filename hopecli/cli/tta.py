@@ -138,6 +138,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     from hopecli.config.files import find_preset
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
+    from hopecli.engine.tta_state import read_state, unsure
     from hopecli.engine.tta_summary import StreamFacts
     from hopecli.report.console import say
     from hopecli.report.files import require_writable
@@ -145,11 +146,14 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     s = trained.settings
     model = trained.model.to(runtime.device)
     groups = adapted_groups(model, s.adaptation.adapt, s.model, s.adaptation.weight_decay)
-    chosen, marks = fingerprinted(held_out_or_all(trained, s.evaluation.clips, say), say)
-    source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
+    chosen = held_out_or_all(trained, s.evaluation.clips, say)
     stem = "" if request.preset is None else f"{find_preset(request.preset).stem}_"
     folder = results_folder(trained, "tta", request.name or f"{stem}{chosen.label}")
     require_writable(folder)
+    before = read_state(folder) if request.resume else None
+    chosen, marks = fingerprinted(chosen, before, say)
+    then = {} if before is None else {n: before["clips"][n] for n in unsure(before) & marks.keys()}
+    source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     say_notes(s, request, groups, say)
     job = TtaJob(
         settings=s,
@@ -161,9 +165,10 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         folder=folder,
         source=None if source is None else (source.store, source.names),
         baselines=request.baselines,
-        identity=identity(trained, request, runtime, chosen, marks, source),
+        identity=identity(trained, request, runtime, chosen, marks | then, source),
         resume=request.resume,
         left_out=chosen.skipped,
+        marks=marks | then,
     )
     facts = StreamFacts(
         checkpoint=str(trained.checkpoint.path),

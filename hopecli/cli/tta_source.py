@@ -3,9 +3,9 @@ of the training domain that no update has seen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.checkpoints import ChosenClips, Trained, training_split
 from hopecli.cli.common import expanded
@@ -26,21 +26,36 @@ class Source:
     label: str
 
 
-def fingerprinted(chosen: ChosenClips, say: Callable[[str], None]) -> tuple[ChosenClips, dict[str, str]]:
+def fingerprinted(
+    chosen: ChosenClips, before: Mapping[str, Any] | None, say: Callable[[str], None]
+) -> tuple[ChosenClips, dict[str, str]]:
     """The stream's clips with their fingerprints; with data.on_error=skip without those that cannot be read for one.
 
-    DataError for a clip that cannot be read, or when more than data.max_skipped of them are left out.
+    before: the state of an interrupted stream that is to go on. What it left out stays out, and with data.on_error=skip
+    its clips stay in it (under the fingerprints they had) whatever has become of them. DataError for a clip that cannot
+    be read, or when more than data.max_skipped of them are left out.
     """
     from hopecli.data.fingerprint import fingerprints, fingerprints_or_errors
+    from hopecli.data.resumed_split import spoilt
     from hopecli.data.split import check_skipped, count_defects
+    from hopecli.data.store import clip_names
 
     store, d = chosen.store, chosen.store.settings
+    clips: dict[str, str] = {} if before is None else before.get("clips", {})
+    stays_out: dict[str, str] = {} if before is None else before.get("left_out", {})
+    names = [name for name in chosen.names if name not in stays_out]
     if d.on_error == "error":
-        return chosen, fingerprints(store, chosen.names)
-    marks, errors = fingerprints_or_errors(store, chosen.names)
-    for name, error in errors.items():
-        say(f"{name} is left out: {error.what}")
-    skipped = {**chosen.skipped, **{name: error.what for name, error in errors.items()}}
+        return replace(chosen, names=names, skipped={**chosen.skipped, **stays_out}), fingerprints(store, names)
+    marks, errors = fingerprints_or_errors(store, names)
+    errors |= spoilt(store, marks, clips)
+    marks = {name: mark for name, mark in marks.items() if name not in errors}
+    skipped = {**chosen.skipped, **{name: error.what for name, error in errors.items()}, **stays_out}
+    skipped = {name: reason for name, reason in skipped.items() if name not in clips}  # the stream will meet them
+    for name in errors.keys() & skipped.keys():
+        say(f"{name} is left out: {skipped[name]}")
+    there = set(clip_names(store.folder).values())  # a clip that is no longer selected is not lost
+    lost = {name for name in clips if name in errors or name in chosen.skipped or name not in there}
+    marks = {name: marks.get(name, mark) for name, mark in clips.items() if name in marks or name in lost} | marks
     check_skipped(count_defects(skipped), len(marks) + len(skipped), d.max_skipped, str(store.folder))
     if not marks:
         raise DataError("none of the clips can be read", where=str(store.folder), value=f"{len(skipped)} skipped")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -37,7 +37,10 @@ def resumed_split(
     skipping = store.settings.on_error == "skip"
     if skipping:
         marks, errors = fingerprints_or_errors(store, readable, marking)
+        if before.comparable:
+            errors |= spoilt(store, marks, before.fingerprints)
         lost |= {name: reason_of(error) for name, error in errors.items()}
+        marks = {name: mark for name, mark in marks.items() if name not in lost}
     else:
         marks = fingerprints(store, readable, marking)
     kept = set(sides) if skipping else here
@@ -60,16 +63,25 @@ def resumed_split(
     return split, to_skip
 
 
+def spoilt(store: ClipStore, marks: Mapping[str, str], before: Mapping[str, str]) -> dict[str, DataError]:
+    """The errors of clips whose fingerprint was another `before` and which cannot be read as a whole."""
+    changed = [name for name, mark in marks.items() if mark != before.get(name, mark)]
+    return _errors(store, changed)
+
+
 def _still_unreadable(store: ClipStore, before: Split, here: set[str]) -> dict[str, str]:
     """Those of the clips `here` that training has skipped and that can still not be read, with the reason it gave."""
+    return {name: before.skipped[name] for name in _errors(store, [name for name in before.skipped if name in here])}
 
-    def unreadable(name: str) -> bool:
+
+def _errors(store: ClipStore, names: Sequence[str]) -> dict[str, DataError]:
+    """The errors of those of the clips that cannot be read as a whole."""
+
+    def error_of(name: str) -> DataError | None:
         try:
             store.read(name)
-        except DataError:
-            return True
-        return False
+        except DataError as error:
+            return error
+        return None
 
-    names = [name for name in before.skipped if name in here]
-    found = zip(names, each(unreadable, names), strict=True)
-    return {name: before.skipped[name] for name, bad in found if bad}
+    return {name: error for name, error in zip(names, each(error_of, names), strict=True) if error is not None}

@@ -21,9 +21,16 @@ from hopecli.engine.tta_guard import Learned, learn, score_after_update
 from hopecli.engine.tta_job import BASELINES, ROLLING, StreamRecord, TtaJob, order_seeds
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress
 from hopecli.engine.tta_source import finite_mean, source_losses
-from hopecli.engine.tta_state import memory_tensors, pack_adapter, read_state, unpack_adapter, write_state
+from hopecli.engine.tta_state import (
+    memory_tensors,
+    pack_adapter,
+    read_state,
+    require_same_stream,
+    unpack_adapter,
+    write_state,
+)
 from hopecli.engine.tta_timing import larger, timed
-from hopecli.errors import CheckpointError, DataError, SettingsError
+from hopecli.errors import DataError, SettingsError
 from hopecli.models.protocol import PredictorModule
 
 T = TypeVar("T")
@@ -83,6 +90,7 @@ class _Stream:
             self.adapters["periodic_reset"] = self._adapter(copy.deepcopy(job.model))
         self.main = self.adapters["adapted"]
         self.record = StreamRecord()
+        self.unreadable: set[str] = set()  # clips that ended the stream
         self.saved_at, self.saving_seconds = time.perf_counter(), 0.0
         if job.resume:
             self._resume()
@@ -182,15 +190,18 @@ class _Stream:
         """A clip that cannot be read ends the stream, which can go on from there; data.on_error and data.max_skipped
         say how many are left out instead."""
         job, d = self.job, self.job.settings.data
-        if d.on_error == "skip":
+        try:
+            if d.on_error == "error":
+                self.unreadable.add(name)
+                raise error
             self._skip(name, str(error))
             bad = count_defects(job.left_out) + len(self.record.skipped)
             check_skipped(bad, len(job.left_out) + len(job.names), d.max_skipped, str(job.clips.folder))
-            return
-        if self.record.rows:
-            self.save()
-            job.sink.message("the stream up to this clip is saved; once the clip is mended, go on with --resume")
-        raise error
+        except DataError:
+            if self.record.rows:
+                self.save()
+                job.sink.message("the stream up to this clip is saved; once the clip is mended, go on with --resume")
+            raise
 
     def _skip(self, name: str, reason: str) -> None:
         if name not in self.record.skipped:
@@ -253,6 +264,9 @@ class _Stream:
                 "identity": self.job.identity,
                 "adapters": {name: pack_adapter(adapter) for name, adapter in self.adapters.items()},
                 "record": {**asdict(r), "stopped_by": None},
+                "clips": dict(self.job.marks),
+                "left_out": dict(self.job.left_out),
+                "unreadable": sorted(self.unreadable),
             },
         )
         self.saved_at = time.perf_counter()
@@ -260,15 +274,8 @@ class _Stream:
 
     def _resume(self) -> None:
         state = read_state(self.job.folder)
-        saved, asked = state["identity"], self.job.identity
-        differing = sorted(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
-        if differing:
-            raise CheckpointError(
-                f"the interrupted stream had another {differing[0]}",
-                where="--resume",
-                value=f"{asked.get(differing[0])}, it had {saved.get(differing[0])}"[:300],
-                fix="give the command it was started with, or run without --resume",
-            )
+        require_same_stream(state, self.job)
+        self.unreadable |= set(state.get("unreadable", ()))
         for name, adapter in self.adapters.items():
             unpack_adapter(adapter, state["adapters"][name], self.job.runtime.device)
         record = state["record"]

@@ -40,7 +40,8 @@ class TtaJob:
     """Everything a stream needs, built by the command. `model` has the checkpoint's weights, on the device.
 
     source: clips whose loss shows forgetting, or None. identity: what an interrupted stream must share to be resumed.
-    left_out: clips that are not in the stream, with reasons; data.max_skipped counts their defects too.
+    left_out: clips that are not in the stream, with reasons; data.max_skipped counts their defects too. marks: the
+    fingerprints of the clips by name, as they were when the stream was started.
     """
 
     settings: Settings
@@ -55,6 +56,7 @@ class TtaJob:
     identity: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

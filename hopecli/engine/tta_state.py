@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopecli.engine.adapt import Adapter, AdapterState
 from hopecli.engine.saved_state import read_saved
-from hopecli.engine.tta_job import StreamRecord
+from hopecli.engine.tta_job import StreamRecord, TtaJob
 from hopecli.errors import CheckpointError, accessed, written
 from hopecli.models.convlstm import LSTMState
 from hopecli.models.hope.memory import MemoryWeights
@@ -37,11 +37,15 @@ class SavedAdapter:
 
 @dataclass(frozen=True)
 class StreamState:
-    """What the file holds, as a dict of these fields."""
+    """What the file holds, as a dict of these fields. clips: the fingerprint of every clip, in the stream's order;
+    left_out: clips that were no part of it; unreadable: clips that ended it, and may come back mended."""
 
     identity: dict[str, Any]
     adapters: dict[str, SavedAdapter]
     record: StreamRecord
+    clips: dict[str, str] = field(default_factory=dict)  # absent in a stream of an earlier version, as the next two
+    left_out: dict[str, str] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
 
 def pack_memory(memory: Memory) -> list[Any] | None:
@@ -96,6 +100,41 @@ def unpack_adapter(adapter: Adapter, packed: dict[str, Any], device: torch.devic
     """Put a packed state into an adapter of the same groups."""
     memory = unpack_memory(packed["memory"], device)
     adapter.restore(AdapterState(packed["weights"], packed["buffers"], packed["optimizer"], memory))
+
+
+def unsure(state: dict[str, Any]) -> set[str]:
+    """Clips of an interrupted stream that it could not read: what is there now may be other content, mended."""
+    return {*state.get("unreadable", ()), *state["record"].get("skipped", ())}
+
+
+def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
+    """CheckpointError, naming the first thing that differs, when `state` is not that of the job's stream."""
+    saved, asked = state["identity"], job.identity
+    differing = sorted(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
+    if not differing:
+        return
+    key = differing[0]
+    what, value = f"another {key}", f"{asked.get(key)}, it had {saved.get(key)}"[:300]
+    if key.startswith("clips") and state.get("clips"):
+        what, value = "other clips", _changed_clip(state["clips"], job)
+    raise CheckpointError(
+        f"the interrupted stream had {what}",
+        where="--resume",
+        value=value,
+        fix="give the command it was started with, or run without --resume",
+    )
+
+
+def _changed_clip(before: dict[str, str], job: TtaJob) -> str:
+    """The first clip that is new, gone, left out or not the same, else the folder."""
+    for name in [*before, *job.marks]:
+        if name not in job.marks:
+            return f"{name} is left out: {job.left_out[name]}" if name in job.left_out else f"{name} is missing"
+        if name not in before:
+            return f"{name} is new"
+        if before[name] != job.marks[name]:
+            return f"{name} has other content"
+    return f"the folder {job.clips.folder}"
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:

@@ -62,24 +62,25 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "elsewhere", "key"),
+    ("arguments", "elsewhere", "what"),
     [
-        ([], {"ckpt": "checkpoints/epoch_0001"}, "checkpoint"),
-        (["data.clip_end=2"], {}, "clips"),
-        ([], {"clips": "others"}, "clips"),
-        (["--source-data-dir", "others"], {}, "source"),
-        (["--baselines", "periodic_reset"], {}, "baselines"),
-        (["--precision", "bf16"], {}, "adaptation.precision"),
-        (["data.num_timesteps=7"], {}, "data.num_timesteps"),
+        ([], {"ckpt": "checkpoints/epoch_0001"}, "another checkpoint"),
+        (["data.clip_end=2"], {}, "other clips (got 'clip_00002 is missing')"),
+        (["data.clip_end=2", "data.on_error=skip"], {}, "other clips (got 'clip_00002 is missing')"),
+        ([], {"clips": "others"}, "other clips (got 'clip_00000 has other content')"),
+        (["--source-data-dir", "others"], {}, "another source "),
+        (["--baselines", "periodic_reset"], {}, "another baselines "),
+        (["--precision", "bf16"], {}, "another adaptation.precision "),
+        (["data.num_timesteps=7"], {}, "another data.num_timesteps "),
     ],
 )
 def test_resume_refuses_another_stream(
-    stopped: Stopped, arguments: list[str], elsewhere: dict[str, str], key: str
+    stopped: Stopped, arguments: list[str], elsewhere: dict[str, str], what: str
 ) -> None:
     where: dict[str, Any] = {k: stopped.others if v == "others" else v for k, v in elsewhere.items()}
     other = stopped.tta("--resume", *arguments, **where)
     assert other.code == 4, other.err
-    assert f"the interrupted stream had another {key} " in other.err
+    assert f"the interrupted stream had {what}" in other.err
     assert (stopped.run / "tta/part" / STATE_FILE).is_file()  # a refusal costs nothing
 
 
@@ -113,7 +114,7 @@ def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
     finally:
         changed.write_bytes(before)
     assert other.code == 4, other.err
-    assert "the interrupted stream had another clips' content " in other.err
+    assert "the interrupted stream had other clips (got 'clip_00002 has other content')" in other.err
 
 
 def test_two_streams_do_not_share_a_folder(stopped: Stopped) -> None:

@@ -65,26 +65,30 @@ def test_fp32_is_never_tf32() -> None:
 
 
 ALONE = """
+import sys
 import torch.distributed as dist
 from hopecli.engine.runtime import EndedTogether, start
 from hopecli.errors import CheckpointError, HopeError
 from tests.engine.runs import CPU
+
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # in one piece: the processes share the pipe
 
 runtime = start(CPU)
 try:
     with runtime.closing():
         if runtime.is_main:
             raise CheckpointError("of the main process alone")
-        print("other", runtime.host_sum(1.0))
+        say("other", runtime.host_sum(1.0))
 except HopeError:
-    print("main left", not dist.is_initialized())
-    print("main", runtime.host_sum(2.0))
+    say("main left", not dist.is_initialized())
+    say("main", runtime.host_sum(2.0))
 if runtime.is_main:
     try:
         with runtime.closing(), runtime.raising_as_one():
             raise CheckpointError("of both")
     except HopeError:
-        print("main left", not dist.is_initialized())
+        say("main left", not dist.is_initialized())
 """
 
 
