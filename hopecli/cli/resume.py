@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hopecli.cli.common import is_dated, override, runs_folder, started
-from hopecli.errors import CheckpointError, accessed
+from hopecli.errors import CheckpointError, SettingsError, accessed
+
+if TYPE_CHECKING:
+    from hopecli.config.schema import Settings
 
 
 def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
@@ -29,6 +33,28 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
     raise CheckpointError(
         "not a run directory", where="--resume", value=given, fix="give a run's folder, or one of its checkpoints"
     )
+
+
+def require_own(run_dir: Path, checkpoint: Settings, free: tuple[str, ...]) -> None:
+    """CheckpointError when a checkpoint in a run was trained otherwise than the run's config.yaml says, in any key but
+    those that begin with one of `free`."""
+    from hopecli.config.explain import to_tree
+    from hopecli.config.load import flat, load_preset
+
+    file = run_dir / "config.yaml"
+    try:
+        recorded = load_preset(str(file)).settings
+    except SettingsError as error:
+        raise CheckpointError(f"does not hold a run's settings: {error}", where=str(file), fix="restore it") from error
+    run, own = flat(to_tree(recorded)), flat(to_tree(checkpoint))
+    for key in [*run, *own]:
+        if run.get(key) != own.get(key) and not key.startswith(free):
+            raise CheckpointError(
+                f"the checkpoint is of another run: its {key} is {own.get(key)}",
+                where=str(file),
+                value=run.get(key),
+                fix="restore the run's own checkpoints and config.yaml",
+            )
 
 
 def newest_run(overrides: Sequence[str]) -> Path:

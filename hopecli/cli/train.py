@@ -25,7 +25,7 @@ from hopecli.cli.common import (
     start_runtime,
     with_data_folder,
 )
-from hopecli.cli.resume import find_run
+from hopecli.cli.resume import find_run, require_own
 from hopecli.cli.train_clips import find_clips, list_skipped
 from hopecli.cli.train_records import holding, open_sinks
 from hopecli.errors import CheckpointError, HopeError, SettingsError
@@ -109,8 +109,13 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
     if resume is None:
         if preset is None:
             from hopecli.config.files import list_presets
+            from hopecli.config.keys import closest
 
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
+            stray = next((text for text in overrides if "=" not in text), "")
+            meant = stray if Path(stray).is_file() else closest(stray, list_presets(), 0.7)
+            if meant:
+                fix = f"did you mean --preset {meant}?"
             raise SettingsError("no preset is given", where="hope train", fix=fix)
         resolved = load_preset(preset, overrides)
         asked, kind = overridden(overrides), resolved.settings.model.kind
@@ -134,7 +139,8 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
     with naming_another_training(run_dir):
         checkpoint = load_checkpoint(str(source))
-    settings_of(checkpoint)  # first as they are, so that a mistake in them is not taken for one in the overrides
+    # First as they are, so that a mistake in them is not taken for one in the overrides.
+    require_own(run_dir, settings_of(checkpoint), allowed)
     name = str(checkpoint.info.get("preset", run_dir.parent.name))
     resolved = load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}")
     settings = with_data_folder(resolved.settings, recorded=not gives_clips(overrides))

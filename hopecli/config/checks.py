@@ -96,7 +96,7 @@ def _objective(s: Settings) -> Iterator[Problem]:
         yield Problem("objective.T_teacher", o.T_teacher, message, of=("data.num_timesteps",))
     epochs = [phase.epoch for phase in o.curriculum]
     if any(a >= b for a, b in itertools.pairwise(epochs)):
-        yield Problem("objective.curriculum", epochs, "epochs must ascend")
+        yield Problem("objective.curriculum", epochs, "epochs must ascend", of=("objective.curriculum[].epoch",))
     horizon, context = o.T_rollout, o.context_frames
     lengths = ("objective.T_rollout", "objective.context_frames")
     weights = ("objective.loss_weight_teacher", "objective.loss_weight_rollout")
@@ -112,10 +112,13 @@ def _objective(s: Settings) -> Iterator[Problem]:
         context = phase.context_frames if phase.context_frames is not None else context
         teacher = phase.loss_weight_teacher if phase.loss_weight_teacher is not None else teacher
         rollout = phase.loss_weight_rollout if phase.loss_weight_rollout is not None else rollout
+        key = f"objective.curriculum[{i}]"
         if horizon + context > frames and horizon + context != before:
-            yield _window(f"objective.curriculum[{i}].T_rollout", horizon, context, frames, of=lengths)
+            name = "context_frames" if phase.T_rollout is None else "T_rollout"
+            yield _window(f"{key}.{name}", horizon, context, frames, of=(*lengths, *map(_phases, lengths)))
         if teacher + rollout == 0.0:
-            yield Problem(f"objective.curriculum[{i}].loss_weight_rollout", 0.0, idle, of=weights)
+            name = "loss_weight_teacher" if phase.loss_weight_rollout is None else "loss_weight_rollout"
+            yield Problem(f"{key}.{name}", 0.0, idle, of=(*weights, *map(_phases, weights)))
 
 
 def _windows(s: Settings) -> Iterator[Problem]:
@@ -130,6 +133,12 @@ def _windows(s: Settings) -> Iterator[Problem]:
         yield _window(key, a.T_rollout or 1, a.context_frames, frames, of=("adaptation.context_frames",))
 
 
+def _phases(key: str) -> str:
+    """An objective's key in the phases of its curriculum."""
+    return key.replace("objective.", "objective.curriculum[].")
+
+
 def _window(key: str, horizon: int, context: int, frames: int, *, of: tuple[str, ...]) -> Problem:
     message = f"T_rollout + context_frames = {horizon + context} exceeds num_timesteps = {frames}"
-    return Problem(key, horizon, message, (*of, "data.num_timesteps"))
+    value = context if key.endswith("context_frames") else horizon
+    return Problem(key, value, message, (*of, "data.num_timesteps"))

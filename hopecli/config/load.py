@@ -6,6 +6,7 @@ All mistakes are reported in one SettingsError: key, value, what is allowed, nea
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from hopecli.config.checks import cross_checks
 from hopecli.config.files import find_preset, read_preset
 from hopecli.config.keys import model_kinds
-from hopecli.config.mistakes import ABSENT, Problem, field_problems, flat, mistakes_error, stands
+from hopecli.config.mistakes import ABSENT, Problem, dotted, field_problems, flat, mistakes_error, stands
 from hopecli.config.schema import Settings
 from hopecli.config.yaml_text import parse_yaml
 from hopecli.errors import SettingsError
@@ -174,9 +175,11 @@ def _validate(tree: Tree) -> tuple[Settings | None, list[Problem]]:
             return Settings.model_validate(tree), problems
         except ValidationError as error:
             before = tree
+            known = {problem.key for problem in problems}
             for item in error.errors(include_url=False):
                 path = _path(item["loc"])
-                problems += field_problems(item, path)
+                if item["type"] != "missing" or dotted(path) not in known:  # else taken out for being wrong
+                    problems += field_problems(item, path)
                 tree = _without(tree, path)
             if tree == before:  # nothing left to take out: another round would find the same mistakes
                 return None, problems
@@ -189,16 +192,21 @@ def _path(loc: tuple[int | str, ...]) -> list[int | str]:
 
 
 def _without(tree: Tree, path: list[int | str]) -> Tree:
-    """`tree` with the value at `path` removed; a wrong list item removes the list."""
+    """`tree` without the value at `path`: a key of a section, or of a section in a list; the whole list where an item
+    is wrong otherwise."""
     tree = copy.deepcopy(tree)
     node: Any = tree
-    for part in path[:-1]:
-        child = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(child, dict):
-            node.pop(part, None)
-            return tree
-        node = child
-    node.pop(path[-1], None)
+    section: Any = tree
+    key = path[0]  # what is taken out: as little as leaves a tree of the same shape
+    inside = False
+    for part, following in itertools.pairwise(path):
+        node = node.get(part) if isinstance(node, dict) else node[int(part)]
+        inside = inside or isinstance(node, list)
+        if not isinstance(node, list if isinstance(following, int) else dict):
+            break
+        if not inside or (isinstance(node, dict) and following in node):
+            section, key = node, following
+    section.pop(str(key), None)
     if path == ["model"] or path[-1:] == ["kind"]:
         tree.pop("model", None)
     return tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ _LONGEST = 200
 class Problem(NamedTuple):
     """One mistake: the dotted key it is reported under, the value found, and what is allowed.
 
-    of: the other keys that a rule between settings reads.
+    of: the other keys that a rule between settings reads; list[].key are those of all items.
     """
 
     key: str
@@ -51,10 +52,11 @@ def field_problems(item: Any, path: Path) -> list[Problem]:
 
 def stands(rule: Problem, wrong: Iterable[str]) -> bool:
     """Whether a broken rule is the user's mistake: none of its keys fell back to a default for being `wrong`."""
-    keys = [_whole(key) for key in (rule.key, *rule.of)]
-    for bad in map(_whole, wrong):
+    keys = [_any_item(key) for key in (rule.key, *rule.of)]
+    for bad in map(_any_item, wrong):
         section = "model" if bad == "model.kind" else bad  # a wrong kind takes its whole section along
-        if any(key == bad or key.startswith(f"{section}.") or bad.startswith(f"{key}.") for key in keys):
+        below = (f"{section}.", f"{section}[")
+        if any(key == bad or key.startswith(below) or bad.startswith(f"{key}.") for key in keys):
             return False
     return True
 
@@ -103,6 +105,11 @@ def _unknown(key: str) -> str:
 def _whole(key: str) -> str:
     """The key of the list that an item is in; other keys as they are."""
     return key.partition("[")[0]
+
+
+def _any_item(key: str) -> str:
+    """A key within a list for all of its items, list[].key; an item that is wrong as a whole makes the list wrong."""
+    return re.sub(r"\[\d+\]", "[]", key).removesuffix("[]")
 
 
 def _source(key: str, origins: Mapping[str, str]) -> str | None:

@@ -10,7 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from hopecli.config.schema import DataSettings
+from hopecli.data.each import each
+from hopecli.data.physics import FRAMES
 from hopecli.data.staging import hidden_name
 from hopecli.data.store import CLIP_NAME, EXPECTED_TREE
 from hopecli.errors import DataError, SettingsError, written
@@ -53,11 +57,11 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
     folder = cache_folder() / "physics" / f"{p.domain}-{p.clips}x{settings.grid}x{settings.embed_dim}-{key}"
     fix = "make it writable, or choose another folder with HOPE_CACHE_DIR"
     with written(folder.parent, kind=DataError, fix=fix):
-        if _complete(folder, p.clips):
+        if _complete(folder, settings):
             return folder
         if folder.is_dir():
             say(f"the built-in clips in {folder} are not complete: making them again")
-            _discard(folder, p.clips)
+            _discard(folder, settings)
         folder.parent.mkdir(parents=True, exist_ok=True)
     say(f"making {p.clips} built-in clips ({p.domain}, grid {settings.grid}, width {settings.embed_dim}) in {folder}")
     try:
@@ -71,28 +75,41 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
             dtype=p.dtype,
         )
     except DataError:
-        if not _complete(folder, p.clips):  # another process may have finished the same clips first
+        if not _complete(folder, settings):  # another process may have finished the same clips first
             raise
     return folder
 
 
-def _complete(folder: Path, clips: int) -> bool:
-    """Whether the cached folder still holds all that was made: someone may have removed a part of it by hand."""
+def _complete(folder: Path, settings: DataSettings) -> bool:
+    """Whether the cached folder still holds all that was made: files may have been removed or cut short since."""
+    p = settings.physics
+    values = FRAMES // 2 * settings.grid**2 * settings.embed_dim
+    least = {
+        "feature_maps/vjepa2_vitl16.npy": values * np.dtype(p.dtype).itemsize,
+        "actions_states/actions.npy": FRAMES * 2 * np.dtype(np.float32).itemsize,
+    }
+
+    def whole(clip: str) -> bool:
+        with suppress(FileNotFoundError):
+            return all((folder / clip / file).stat().st_size > size for file, size in least.items())  # and a header
+        return False
+
     if not (folder / "clips.json").is_file():
         return False
     try:
         with os.scandir(folder) as entries:
-            return sum(CLIP_NAME.match(entry.name) is not None for entry in entries) == clips
+            clips = [entry.name for entry in entries if CLIP_NAME.match(entry.name)]
     except FileNotFoundError:  # another process has just put it aside
         return False
+    return len(clips) == p.clips and all(each(whole, clips))
 
 
-def _discard(folder: Path, clips: int) -> None:
+def _discard(folder: Path, settings: DataSettings) -> None:
     """Remove an incomplete folder; it is renamed first, so that no process sees a part of it under its own name."""
     aside = folder.parent / hidden_name(folder.name)
     with suppress(FileNotFoundError):  # another process has put it aside
         os.rename(folder, aside)
-        if _complete(aside, clips):
+        if _complete(aside, settings):
             # Another process had made it again since it was looked at.
             with suppress(OSError):
                 os.rename(aside, folder)

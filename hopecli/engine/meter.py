@@ -93,9 +93,9 @@ def check_finite(records: list[StepRecord], *, scale: float | None) -> None:
             )
     if scale is not None and scale < _SMALLEST_SCALE and records and all(overflowed):
         raise DivergedError(
-            f"fp16 gradients are not finite at any loss scale: no step up to {records[-1].step} changes a weight",
-            value=f"gradient norm {records[-1].grad_norm}, loss scale {scale:g}",
-            fix="use --precision fp32 or bf16",
+            f"fp16 gradients are no longer finite at any loss scale: step {records[-1].step} changes no weight",
+            value=f"gradient norm {records[-1].grad_norm}, loss scale {scale:g}, lr {records[-1].lr:g}",
+            fix="start again with --precision bf16 or fp32, or a lower optimizer.lr if the loss had been falling",
         )
 
 

@@ -23,9 +23,8 @@ def read_saved(file: Path, kind: Any, *, fix: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no error of its own for a damaged file: each part raises another kind
-        reason = " ".join(str(error).split())[:200] or "it is empty or cut short"
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = system or "it is damaged, cut short or not of hopecli"  # torch's own words advise to unpickle code
         raise CheckpointError(f"{file.name} cannot be read: {reason}", where=str(file.parent), fix=fix) from error
     wrong = misfit(state, kind, file.name)
     if wrong is not None:

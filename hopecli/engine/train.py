@@ -22,6 +22,7 @@ def train(job: TrainJob) -> TrainSummary:
         job.sink.message(f"all {run.step} steps are done already")
     validation = run.validated
     run.meter.restart_clock()
+    first = run.first_step + 1
     with stop_on_signal() as stop, run.saving_on_data_error():
         for epoch in range(run.first_epoch, s.training.epochs):
             phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
@@ -35,7 +36,7 @@ def train(job: TrainJob) -> TrainSummary:
                 run.step += 1
                 run.meter.add(run.step, epoch, lr, tensors, batch.seconds)
                 job.sink.tick(run.step)
-                if run.step % s.logging.log_every == 0:
+                if run.step % s.logging.log_every == 0 or run.step == first:  # the first tells how long all will take
                     run.log()
                     if run.step % job.steps_per_epoch and job.runtime.any(run.save_is_due()):
                         run.save(epoch, keep=False, validation=None)

@@ -166,8 +166,9 @@ def eval_tables(results: EvalResults) -> list[Table]:
         _teacher_title(results): None if results.loss_teacher is None else spread(results.loss_teacher),
     }
     if results.action_sensitivity is not None and results.action_sensitivity_relative is not None:
-        share = 100 * results.action_sensitivity_relative
-        facts["action sensitivity"] = f"{spread(results.action_sensitivity)}, shuffled actions are {share:.1f} % worse"
+        share = round(100 * results.action_sensitivity_relative, 1)
+        gap = f"{abs(share):.1f} % {'better' if share < 0 else 'worse'}"
+        facts["action sensitivity"] = f"{spread(results.action_sensitivity)}, shuffled actions are {gap}"
     if results.overlap_with_training:
         facts["WARNING"] = f"{results.overlap_with_training} of these clips were trained on"
     if results.skipped_clips:
@@ -203,14 +204,14 @@ def difference_table(a: str, b: str, changes: Mapping[str, tuple[str | None, str
 
 def number(value: float | None) -> str:
     """Four decimals, or a dash for what was not measured."""
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{round(value, 4) + 0.0:.4f}"  # + 0.0: no "-0.0000"
 
 
 def spread(value: Interval) -> str:
     """mean [low, high]."""
     if value.low is None or value.high is None:
         return number(value.mean)
-    return f"{value.mean:.4f} [{value.low:.4f}, {value.high:.4f}]"
+    return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
 
 
 def dry_run_table(result: DryRun) -> Table:

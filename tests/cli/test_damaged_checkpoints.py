@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,34 @@ def test_the_trainer_state_of_another_run(other: str, words: str, run: Path, run
     refused(resume(run, runs), words)
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("wide", ["the checkpoint is of another run: its model.width is 32 (got 16)"]),
+        ("long", ["the checkpoint is of another run: its training.epochs is 3 (got 2)"]),
+    ],
+)
+def test_all_checkpoints_of_another_run(other: str, words: list[str], run: Path, runs: dict[str, Path]) -> None:
+    """On the same clips, so that their split fits: nothing of the run may be lost."""
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(runs[other] / "checkpoints", run / "checkpoints")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    refused(resume(run, runs), "config.yaml", *words)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_config_that_was_edited_or_damaged(run: Path, runs: dict[str, Path]) -> None:
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("epochs: 2", "epochs: 9"))
+    refused(resume(run, runs), "its training.epochs is 2 (got 9)")
+    config.write_text(text[: len(text) // 2] + "\n  [")
+    refused(resume(run, runs), "config.yaml: does not hold a run's settings")
+    config.write_text(re.sub(r"wandb: .*", "wandb: offline", text))  # what a resumed run may change
+    assert "wandb: offline" in config.read_text()
+    assert resume(run, runs).code == 0
+
+
 def test_an_undamaged_run_is_resumed(run: Path, runs: dict[str, Path]) -> None:
     outcome = resume(run, runs)
     assert outcome.code == 0, outcome.err
@@ -111,7 +140,7 @@ def test_a_trainer_state_that_holds_something_else(
 
 def test_an_empty_trainer_state_has_a_reason(run: Path, runs: dict[str, Path]) -> None:
     (run / "checkpoints/last/trainer.pt").write_bytes(b"")
-    refused(resume(run, runs), "trainer.pt cannot be read: it is empty or cut short.")
+    refused(resume(run, runs), "trainer.pt cannot be read: it is damaged, cut short or not of hopecli.")
     (run / "checkpoints/last/trainer.pt").unlink()
     refused(resume(run, runs), "trainer.pt cannot be read: No such file or directory.")
 

@@ -30,7 +30,9 @@ def test_resume_from_an_earlier_checkpoint(tmp_path: Path) -> None:
     (run / "checkpoints/last/trainer.pt").write_bytes(b"xx")
     outcome = hope(["train", "--resume", str(run)], tmp_path)
     assert outcome.code == 4
+    assert "trainer.pt cannot be read: it is damaged" in one_line(outcome)
     assert "another checkpoint" in outcome.err
+    assert "weights_only" not in outcome.err
     outcome = hope(["train", "--resume", str(run / "checkpoints/epoch_0002"), "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["run_dir"] == str(run)

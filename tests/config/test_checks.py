@@ -48,7 +48,12 @@ NO_TEACHER, NO_ROLLOUT = "loss_weight_teacher: 0.0", "loss_weight_rollout: 0.0"
         (
             "quickstart",
             [f"objective.curriculum=[{{epoch: 1, {NO_ROLLOUT}}}, {{epoch: 2, {NO_TEACHER}}}]"],
-            f"objective.curriculum[1].loss_weight_rollout = 0.0: {IDLE}",
+            f"objective.curriculum[1].loss_weight_teacher = 0.0: {IDLE}",
+        ),
+        (
+            "quickstart",
+            ["objective.curriculum=[{epoch: 1, T_rollout: 6}, {epoch: 2, context_frames: 3}]"],
+            "objective.curriculum[1].context_frames = 3: T_rollout + context_frames = 9 exceeds num_timesteps = 8",
         ),
     ],
 )

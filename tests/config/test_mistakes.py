@@ -30,9 +30,39 @@ def mistakes(preset: str, *overrides: str) -> list[str]:
         ("quickstart", ["objective.T_rollout=x", "objective.context_frames=5"], ["objective.T_rollout"]),
         ("quickstart_hope", ["logging.diagnostics_every=5", "model.kind=hop"], ["model.kind"]),
         ("quickstart_hope", ["logging.diagnostics_every=5", "model=3"], ["model"]),
+        (
+            "quickstart",
+            ["objective.curriculum=[{epoch: 2}, {epoch: x}, {epoch: 1}]"],
+            ["objective.curriculum[1].epoch"],
+        ),
+        (
+            "quickstart",
+            ["objective.curriculum=[{epoch: 1, T_rollout: x}, {epoch: 2, context_frames: 4}]"],
+            ["objective.curriculum[0].T_rollout"],
+        ),
         # A wrong value elsewhere hides no broken rule.
         ("quickstart", ["model.depth=x", "model.width=63"], ["model.depth", "model.width"]),
         ("quickstart", ["data.workers=x", "training.accumulate=3"], ["data.workers", "training.accumulate"]),
+        (
+            "quickstart",
+            ["objective.curriculum=[{epoch: 5, loss_weight_teacher: a}, {epoch: 1, T_rolout: 3, T_rollout: 30}]"],
+            [
+                "objective.curriculum[0].loss_weight_teacher",
+                "objective.curriculum[1].T_rolout",
+                "objective.curriculum",
+                "objective.curriculum[1].T_rollout",
+            ],
+        ),
+        (
+            "quickstart",
+            ["objective.curriculum=[{T_rollout: x}, 3, {epoch: 1, T_rollout: 30}]", "optimizer.betas=[0.5, x]"],
+            [
+                "objective.curriculum[0].epoch",
+                "objective.curriculum[0].T_rollout",
+                "objective.curriculum[1]",
+                "optimizer.betas[1]",
+            ],
+        ),
     ],
 )
 def test_a_rule_is_not_checked_against_a_default_that_stands_for_a_wrong_value(

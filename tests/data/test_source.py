@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ def test_a_complete_cache_is_used_without_a_word() -> None:
         lambda folder: (folder / "clips.json").unlink(),
         lambda folder: (folder / "clip_00001").rename(folder / "renamed"),
         lambda folder: shutil.copytree(folder / "clip_00001", folder / "clip_00003"),
+        lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 200),
+        lambda folder: (folder / "clip_00000/actions_states/actions.npy").unlink(),
     ],
 )
 def test_an_incomplete_cache_is_made_again(spoil: Callable[[Path], object]) -> None:

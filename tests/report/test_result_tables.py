@@ -95,6 +95,13 @@ def test_evaluation_facts() -> None:
     assert not {"WARNING", "worst clips"} & set(facts)
 
 
+@pytest.mark.parametrize(("share", "shown"), [(-1e-6, "0.0 % worse"), (-0.0123, "1.2 % better")])
+def test_actions_that_make_no_difference(share: float, shown: str) -> None:
+    still = replace(EVAL, action_sensitivity=Interval(-1e-7, -2e-5, 2e-5), action_sensitivity_relative=share)
+    fact = pairs(eval_tables(still)[-1])["action sensitivity"]
+    assert fact == f"0.0000 [0.0000, 0.0000], shuffled actions are {shown}"
+
+
 @pytest.mark.parametrize(("frames", "shown"), [(4, "teacher-forced L1"), (7, "teacher-forced L1, frames 1 to 7")])
 def test_teacher_forced_frames_that_are_not_the_rollouts_are_named(frames: int, shown: str) -> None:
     """The rollout's last frame is the fourth."""
