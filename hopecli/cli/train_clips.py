@@ -76,5 +76,5 @@ def list_skipped(job: TrainJob) -> None:
     split = replace(job.split, skipped={**job.split.skipped, **job.skipped}, unreadable=tuple(sorted(job.unreadable)))
     file = job.run_dir / "split.json"
     with written(file):
-        if split.to_json() != file.read_text(encoding="utf-8"):
+        if not file.is_file() or split.to_json() != file.read_text(encoding="utf-8"):
             write_text(file, split.to_json())

@@ -138,7 +138,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     from hopecli.config.files import find_preset
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
-    from hopecli.engine.tta_state import read_state, unsure
+    from hopecli.engine.tta_state import read_state, unread_marks
     from hopecli.engine.tta_summary import StreamFacts
     from hopecli.report.console import say
     from hopecli.report.files import require_writable
@@ -152,7 +152,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     require_writable(folder)
     before = read_state(folder) if request.resume else None
     chosen, marks = fingerprinted(chosen, before, say)
-    then = {} if before is None else {n: before["clips"][n] for n in unsure(before) & marks.keys()}
+    then = {} if before is None else {n: mark for n, mark in unread_marks(before).items() if n in marks}
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     say_notes(s, request, groups, say)
     job = TtaJob(

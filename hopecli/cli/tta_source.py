@@ -51,8 +51,9 @@ def fingerprinted(
     marks = {name: mark for name, mark in marks.items() if name not in errors}
     skipped = {**chosen.skipped, **{name: error.what for name, error in errors.items()}, **stays_out}
     skipped = {name: reason for name, reason in skipped.items() if name not in clips}  # the stream will meet them
-    for name in errors.keys() & skipped.keys():
-        say(f"{name} is left out: {skipped[name]}")
+    for name in errors:
+        if name not in clips:
+            say(f"{name} is left out: {skipped[name]}")
     there = set(clip_names(store.folder).values())  # a clip that is no longer selected is not lost
     lost = {name for name in clips if name in errors or name in chosen.skipped or name not in there}
     marks = {name: marks.get(name, mark) for name, mark in clips.items() if name in marks or name in lost} | marks

@@ -102,9 +102,10 @@ def unpack_adapter(adapter: Adapter, packed: dict[str, Any], device: torch.devic
     adapter.restore(AdapterState(packed["weights"], packed["buffers"], packed["optimizer"], memory))
 
 
-def unsure(state: dict[str, Any]) -> set[str]:
-    """Clips of an interrupted stream that it could not read: what is there now may be other content, mended."""
-    return {*state.get("unreadable", ()), *state["record"].get("skipped", ())}
+def unread_marks(state: dict[str, Any]) -> dict[str, str]:
+    """The fingerprints of clips that an interrupted stream could not read: what is there now may be mended."""
+    unread = {*state.get("unreadable", ()), *state["record"].get("skipped", ())}
+    return {name: mark for name, mark in state.get("clips", {}).items() if name in unread}
 
 
 def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
