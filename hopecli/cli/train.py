@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -26,7 +27,7 @@ from hopecli.cli.common import (
     with_data_folder,
 )
 from hopecli.cli.resume import find_run, require_own
-from hopecli.cli.train_clips import find_clips, list_skipped
+from hopecli.cli.train_clips import find_clips, keep_split, list_skipped
 from hopecli.cli.train_records import holding, open_sinks
 from hopecli.errors import CheckpointError, HopeError, SettingsError
 
@@ -113,7 +114,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
             stray = next((text for text in overrides if "=" not in text), "")
-            meant = stray if Path(stray).is_file() else closest(stray, list_presets(), 0.7)
+            meant = stray if os.path.isfile(stray) else closest(stray, list_presets(), 0.7)
             if meant:
                 fix = f"did you mean --preset {meant}?"
             raise SettingsError("no preset is given", where="hope train", fix=fix)
@@ -220,6 +221,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         resumed=resumed,
         skipped=skipped,
         unreadable=unreadable,
+        lost=frozenset(found.lost),
+        keep_split=keep_split,
     )
 
 

@@ -62,19 +62,26 @@ def warn_of_inputs(store: ClipStore, train: Sequence[str], say: Callable[[str], 
     warn_of_dropped_actions(store, train, "training clips", say)
 
 
-def list_skipped(job: TrainJob) -> None:
-    """Bring split.json up to date with the clips that turned out to be unreadable, and those that are mended."""
+def keep_split(job: TrainJob) -> None:
+    """Bring split.json up to date with the clips that were found unreadable, lost or mended."""
     from dataclasses import replace
 
-    from hopecli.report.console import counted
     from hopecli.report.files import write_text
 
     if not job.runtime.is_main:
         return
-    if job.skipped:
-        job.sink.message(f"{counted(len(job.skipped), 'clip')} skipped while reading; split.json lists them")
-    split = replace(job.split, skipped={**job.split.skipped, **job.skipped}, unreadable=tuple(sorted(job.unreadable)))
+    unread = job.unreadable | ((job.skipped.keys() - job.lost) & set(job.split.train))
+    split = replace(job.split, skipped={**job.split.skipped, **job.skipped}, unreadable=tuple(sorted(unread)))
     file = job.run_dir / "split.json"
     with written(file):
         if not file.is_file() or split.to_json() != file.read_text(encoding="utf-8"):
             write_text(file, split.to_json())
+
+
+def list_skipped(job: TrainJob) -> None:
+    """Say how many clips were skipped, and where they are listed."""
+    from hopecli.report.console import counted
+
+    if job.skipped and job.runtime.is_main:
+        job.sink.message(f"{counted(len(job.skipped), 'clip')} skipped while reading; split.json lists them")
+    keep_split(job)

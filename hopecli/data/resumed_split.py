@@ -29,7 +29,7 @@ def resumed_split(
     sides = dict.fromkeys((*before.train, *before.held_out))
     left_out = {name: reason for name, reason in before.skipped.items() if name not in sides}
     present = [name for name in store.select().values() if name not in left_out]
-    usable, problems = usable_clips(store, among=present, progress=stage("checking clips"))
+    usable, problems = usable_clips(store, among=present, progress=stage("checking clips"), any_share=True)
     here = set(usable.values())
     lost = {name: problems.get(name, "missing: not in the folder") for name in sides if name not in here}
     marking = stage("fingerprints of training clips")

@@ -24,7 +24,8 @@ class Split:
     """Clip names of both sides, the clips left out with the reason, and a hash.
 
     fingerprints: content hash per clip name of `train`, for recognising these clips in another folder. unreadable:
-    training clips that ended the run, and may come back mended. earlier: hashes of the run's split before one did.
+    training clips that ended the run, or that it skipped, when it read them: they may come back mended. earlier: hashes
+    of the run's split before one did.
     """
 
     train: tuple[str, ...]
@@ -54,8 +55,7 @@ class Split:
 
     def _changed(self, before: Split) -> list[str]:
         """Training clips that were read for `before` and have other content now."""
-        unsure = {*before.unreadable, *before.skipped}
-        now, then = self.fingerprints, before.fingerprints
+        unsure, now, then = set(before.unreadable), self.fingerprints, before.fingerprints
         return [name for name in self.train if name not in unsure and now.get(name) != then.get(name)]
 
     def following(self, before: Split) -> Split:
@@ -109,13 +109,17 @@ def split_ids(ids: Sequence[int], val_split: float) -> tuple[list[int], list[int
 
 
 def usable_clips(
-    store: ClipStore, among: Collection[str] | None = None, progress: Progress | None = None
+    store: ClipStore,
+    among: Collection[str] | None = None,
+    progress: Progress | None = None,
+    *,
+    any_share: bool = False,
 ) -> tuple[dict[int, str], dict[str, str]]:
     """Selected clips (those `among` the names, if given) whose headers pass the checks, and the reason for each one
     left out.
 
     data.on_short and data.on_error say whether a clip that does not fit is an error; more than data.max_skipped
-    (short ones not counted) is an error in any case.
+    (short ones not counted) is an error too, unless `any_share`.
     """
     s = store.settings
     wanted = None if among is None else set(among)
@@ -144,7 +148,8 @@ def usable_clips(
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
         fix = (first.fix or "fix the clip") + more
         raise DataError(first.what, where=str(store.folder / first.clip), value=first.value, fix=fix)
-    check_skipped(count_defects(skipped), len(chosen), s.max_skipped, str(store.folder))
+    if not any_share:
+        check_skipped(count_defects(skipped), len(chosen), s.max_skipped, str(store.folder))
     if not usable:
         raise DataError("no usable clip is left", where=str(store.folder), value=f"{len(skipped)} skipped")
     return usable, skipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from hopecli.models.protocol import PredictorModule
 @dataclass
 class TrainJob:
     """Everything a run needs, built by the command. `resumed` is the trainer's state to go on from, `skipped` the clips
-    that turned out to be unreadable, `unreadable` the training clips that ended the run."""
+    that turned out to be unreadable, `lost` those of them that were so before the first step, `unreadable` the training
+    clips that ended the run. `keep_split` writes all of these down."""
 
     preset: str
     settings: Settings
@@ -31,6 +33,13 @@ class TrainJob:
     resumed: dict[str, Any] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
+    lost: frozenset[str] = frozenset()
+    keep_split: Callable[[TrainJob], None] = lambda job: None
+
+    def skipping(self, text: str) -> None:
+        """Say that a clip is left out, and write it down."""
+        self.sink.message(text)
+        self.keep_split(self)
 
     @property
     def steps_per_epoch(self) -> int:

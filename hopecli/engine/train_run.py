@@ -46,7 +46,7 @@ class TrainRun:
             before=count_defects(job.split.skipped),
             folder=job.store.folder,
             runtime=job.runtime,
-            say=job.sink.message,
+            say=job.skipping,
             reasons=job.skipped,
         )
         o = s.objective
@@ -214,6 +214,7 @@ class TrainRun:
                 "validation": None if validation is None else asdict(validation),
             }
             kept = folder / f"epoch_{epoch + 1:04d}"
+            job.keep_split(job)  # first: the checkpoint names its hash
             save_checkpoint(
                 kept if keep else folder / "last",
                 weights=job.model.state_dict(),

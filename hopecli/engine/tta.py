@@ -189,19 +189,19 @@ class _Stream:
     def _leave_out(self, name: str, error: DataError) -> None:
         """A clip that cannot be read ends the stream, which can go on from there; data.on_error and data.max_skipped
         say how many are left out instead."""
-        job, d = self.job, self.job.settings.data
+        job, d, skipped = self.job, self.job.settings.data, self.record.skipped
+        bad = count_defects(job.left_out) + len(skipped.keys() | {name})
         try:
             if d.on_error == "error":
-                self.unreadable.add(name)
                 raise error
-            self._skip(name, str(error))
-            bad = count_defects(job.left_out) + len(self.record.skipped)
             check_skipped(bad, len(job.left_out) + len(job.names), d.max_skipped, str(job.clips.folder))
         except DataError:
+            self.unreadable.add(name)
             if self.record.rows:
                 self.save()
                 job.sink.message("the stream up to this clip is saved; once the clip is mended, go on with --resume")
             raise
+        self._skip(name, str(error))
 
     def _skip(self, name: str, reason: str) -> None:
         if name not in self.record.skipped:

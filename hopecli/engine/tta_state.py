@@ -115,9 +115,12 @@ def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
     if not differing:
         return
     key = differing[0]
+    value: str | None
     what, value = f"another {key}", f"{asked.get(key)}, it had {saved.get(key)}"[:300]
     if key.startswith("clips") and state.get("clips"):
         what, value = "other clips", _changed_clip(state["clips"], job)
+    elif key.startswith("source"):
+        what, value = "other source clips, or one of them has changed or cannot be read", None
     raise CheckpointError(
         f"the interrupted stream had {what}",
         where="--resume",

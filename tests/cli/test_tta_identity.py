@@ -68,7 +68,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         (["data.clip_end=2"], {}, "other clips (got 'clip_00002 is missing')"),
         (["data.clip_end=2", "data.on_error=skip"], {}, "other clips (got 'clip_00002 is missing')"),
         ([], {"clips": "others"}, "other clips (got 'clip_00000 has other content')"),
-        (["--source-data-dir", "others"], {}, "another source "),
+        (["--source-data-dir", "others"], {}, "other source clips, or one of them has changed"),
         (["--baselines", "periodic_reset"], {}, "another baselines "),
         (["--precision", "bf16"], {}, "another adaptation.precision "),
         (["data.num_timesteps=7"], {}, "another data.num_timesteps "),
