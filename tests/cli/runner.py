@@ -131,6 +131,15 @@ def only_run(folder: Path) -> Path:
     return runs[0].parent
 
 
+def small_run(folder: Path, *overrides: str) -> Path:
+    """A run of one epoch on built-in clips in `folder`."""
+    outcome = hope(
+        ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1", *overrides], folder
+    )
+    assert outcome.code == 0, outcome.err
+    return only_run(folder)
+
+
 def one_line(outcome: Outcome) -> str:
     """The error, after checking that it stands alone below the banner."""
     assert "Traceback" not in outcome.err

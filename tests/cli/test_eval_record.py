@@ -10,7 +10,7 @@ import pytest
 
 from hopecli.config.schema import PhysicsSettings
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import hope, small_run
 
 READ = {
     "feature_map": "vjepa2_vitl16",
@@ -25,11 +25,9 @@ READ = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("record")
-    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1", "training.seed=7"]
-    assert hope(command, folder).code == 0
-    make_clips(folder / "ice", clips=3, grid=2, dim=8, domain="ice", seed=1)
-    return only_run(folder)
+    found = small_run(tmp_path_factory.mktemp("record"), "training.seed=7")
+    make_clips(found.parents[2] / "ice", clips=3, grid=2, dim=8, domain="ice", seed=1)
+    return found
 
 
 def written(run: Path, command: str, name: str, *arguments: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hopecli.data.make_clips import make_clips
-from tests.cli.runner import TINY, Outcome, hope, one_line, only_run
+from tests.cli.runner import Outcome, hope, one_line, small_run
 from tests.data.io_errors import fail_reading
 
 REASON = "cannot be read: Input/output error"
@@ -19,11 +19,9 @@ LOST = ("clip_00001", "clip_00003")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unreadable")
-    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "data.val_split=0.3", "training.epochs=1"]
-    assert hope(command, folder).code == 0
-    make_clips(folder / "ice", clips=6, grid=2, dim=8, domain="ice", seed=1)
-    return only_run(folder)
+    found = small_run(tmp_path_factory.mktemp("unreadable"), "data.val_split=0.3")
+    make_clips(found.parents[2] / "ice", clips=6, grid=2, dim=8, domain="ice", seed=1)
+    return found
 
 
 def tta(run: Path, *arguments: str) -> Outcome:
