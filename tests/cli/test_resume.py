@@ -255,12 +255,15 @@ def test_changed_clips_are_refused(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """torchrun with gloo: same global batches, so the same losses up to the order of sums (float32)."""
+    """torchrun with gloo: same global batches, so the same losses up to the order of sums (float32).
+
+    Each share comes in two micro-batches, of which the last one exchanges the gradients of both.
+    """
     command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "logging.log_every=1"]
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     assert hope(command, tmp_path / "one").code == 0
-    done = hope_on_two([*command, "--json"], tmp_path / "two")
+    done = hope_on_two([*command, "training.accumulate=2", "--json"], tmp_path / "two")
     assert done.code == 0, done.err
     assert json.loads(done.out)["steps"] == 8
     one, two = only_run(tmp_path / "one"), only_run(tmp_path / "two")

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.results import ValidationRecord
-from hopecli.engine.runtime import start
+from hopecli.engine.runtime import Runtime, start
 from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
 from tests.engine.runs import CPU
@@ -70,6 +70,38 @@ def test_the_clock_runs_from_report_to_report(clock: Clock) -> None:
     assert rates == [2.0, 4.0, 8.0]
     assert (meter.clips, meter.seconds) == (24, 7.0)
     assert meter.flush() == []
+
+
+def test_waiting_for_data_longer_than_a_mean_step_leaves_no_negative_time(clock: Clock) -> None:
+    meter = Meter(start(CPU))
+    meter.restart_clock()
+    for step, data_seconds in ((1, 3.5), (2, 0.0)):
+        add(meter, step, [1.0] * 4, clips=1, data_seconds=data_seconds)
+    clock.now += 4.0
+    assert [(record.data_seconds, record.step_seconds) for record in meter.flush()] == [(3.5, 0.0), (0.0, 2.0)]
+
+
+class OneOfTwo(Runtime):
+    """One of two processes, of which the other one's numbers are larger by 1."""
+
+    @property
+    def world(self) -> int:
+        return 2
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values + (values + 1.0)
+
+
+def test_two_processes_report_the_mean_of_their_losses_and_all_their_clips(clock: Clock) -> None:
+    alone = start(CPU)
+    meter = Meter(OneOfTwo(alone.accelerator, alone.choice))
+    meter.restart_clock()
+    add(meter, 1, [1.0, 2.0, 3.0, 4.0], clips=6, data_seconds=0.5)
+    clock.now += 4.0
+    (record,) = meter.flush()
+    assert (record.loss, record.loss_teacher, record.loss_rollout, record.grad_norm) == (1.5, 2.5, 3.5, 4.5)
+    assert record.clips_per_second == 12 / 4
+    assert (meter.clips, meter.seconds) == (12, 4.0)
 
 
 @pytest.mark.parametrize(("place", "what"), [(0, "the loss"), (3, "the gradient norm")])

@@ -33,17 +33,19 @@ def clips(first: int, last: int) -> ClipBatch:
     )
 
 
-def step(micro_batches: list[ClipBatch]) -> tuple[list[float], list[Tensor], int]:
+def step(
+    micro_batches: list[ClipBatch], *, weight: float = 1.0, grad_clip: float | None = OPTIMIZER.grad_clip
+) -> tuple[list[float], list[Tensor], int]:
     """Losses and gradient norm, what AdamW knows of the gradients, and clips counted."""
     model = build_model(MODEL, grid=2, embed_dim=DIM, action_dim=ACTIONS, seed=0)
     optimizer = PeriodicAdamW(parameter_groups(model, OPTIMIZER, MODEL), OPTIMIZER, fused=False)
     done = train_step(
         TrainingObjective(model, OBJECTIVE),
         optimizer,
-        StepBatch(micro_batches),
+        StepBatch(micro_batches, weight),
         initial_phase(OBJECTIVE),
         runtime=start(CPU),
-        grad_clip=OPTIMIZER.grad_clip,
+        grad_clip=grad_clip,
     )
     assert all(p.grad is None for p in model.parameters())  # the next step would add to it
     # Not the weights: AdamW's first step is lr * sign(gradient), whatever its size. Its first moment is 0.1 gradient.
@@ -61,6 +63,16 @@ def test_unequal_micro_batches_are_one_batch() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
     first, last = step([clips(0, 2)])[0], step([clips(2, 3)])[0]
     assert abs(first[0] - last[0]) > 1e-2  # so that their plain mean would be another number
+
+
+def test_a_process_with_more_clips_than_the_others_counts_more() -> None:
+    """In the losses and in the gradients, so that the mean over processes is the mean over clips."""
+    plain, gradients, _ = step([clips(0, 2), clips(2, 3)], grad_clip=None)
+    heavy, heavier, _ = step([clips(0, 2), clips(2, 3)], grad_clip=None, weight=1.5)
+    # 1e-5: float32 products in another order.
+    torch.testing.assert_close(torch.tensor(heavy), 1.5 * torch.tensor(plain), rtol=1e-5, atol=0)
+    for a, b in zip(heavier, gradients, strict=True):
+        torch.testing.assert_close(a, 1.5 * b, rtol=1e-4, atol=1e-7)
 
 
 def test_a_step_s_random_numbers_are_a_function_of_seed_step_and_process() -> None:
