@@ -67,9 +67,12 @@ def test_evaluation_by_two_is_that_by_one(tmp_path: Path) -> None:
     assert hope([*COMMAND, "training.epochs=1"], tmp_path).code == 0
     run = only_run(tmp_path)
     alone = evaluate(run, "evaluation.clips=all", "evaluation.batch_size=2")
+    per_clip = (run / "eval/all_clips/per_clip.csv").read_text()
     outcome = hope_on_two(["eval", "--ckpt", str(run), "evaluation.clips=all", "evaluation.batch_size=2"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("warning: the checkpoint was trained on 7 of these 8 clips") == 1
     both = json.loads((run / "eval/all_clips/results.json").read_text())
-    assert both["rows"] == alone["rows"]
+    for key in ("rows", "loss_teacher", "action_sensitivity", "worst_clips"):
+        assert both[key] == alone[key], key
+    assert (run / "eval/all_clips/per_clip.csv").read_text() == per_clip
     assert both["overlap_with_training"] == 7

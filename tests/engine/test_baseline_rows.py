@@ -23,14 +23,16 @@ NAMES = [f"clip_{i:05d}" for i in range(4)]
 TOLERANCE = 1e-5
 
 
-def score(folder: Path, model: PredictorModule) -> ClipScores:
-    """Rollouts over four clips with an action in every transition, features as they are."""
+def score(folder: Path, model: PredictorModule, *, normalize_reps: bool = False) -> ClipScores:
+    """Rollouts over four clips with an action in every transition, features as they are unless normalised."""
     for number in range(len(NAMES)):
         rows = count_rows(2 * FRAMES) + 7 * number
         write_clip(folder, number, features=make_features(number, FRAMES), actions=rows)
     runtime = start(DeviceChoice("cpu", "fp32", "test", "test", "CPU"))
     settings = data_settings({"num_timesteps": FRAMES, "action_alignment": "per_timestep"})
-    plan = EvalPlan(CONTEXT, HORIZON, T_teacher=4, normalize_reps=False, zero_action=True, shuffled_action=True)
+    plan = EvalPlan(
+        CONTEXT, HORIZON, T_teacher=4, normalize_reps=normalize_reps, zero_action=True, shuffled_action=True
+    )
     store = ClipStore(folder, settings, use_extrinsics=False)
     skips = Skips(settings, clips=len(NAMES), folder=folder, runtime=runtime, say=lambda text: None)
     return score_clips(model, store, NAMES, plan, runtime, batch_size=3, seed=SEED, skips=skips)
@@ -82,10 +84,29 @@ def test_copy_last_is_the_last_true_frame_and_copy_first_the_first(scores: ClipS
     np.testing.assert_allclose(scores.copy_first, first, rtol=TOLERANCE)
 
 
-def test_a_model_in_training_is_scored_in_evaluation_mode_without_a_graph(tmp_path: Path) -> None:
-    model = ModeRecorder(embed_dim=DIM, action_dim=ACTION_DIM, grid=GRID).train()
+def test_all_is_measured_in_the_normalised_space(tmp_path: Path) -> None:
+    """There a frame filled with one number is zero, so that the model's error is the mean of |h|."""
+    model = ActionAsFrame(embed_dim=DIM, action_dim=ACTION_DIM, grid=GRID)
+    found = score(tmp_path, model, normalize_reps=True)
+    x = np.stack([features(i) for i in range(len(NAMES))])
+    h = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+    rest = h[:, CONTEXT:]
+    for row in ("model", "zero_action", "shuffled_action"):
+        np.testing.assert_allclose(found.array(row), np.abs(rest).mean(axis=(2, 3)), rtol=TOLERANCE)
+    np.testing.assert_allclose(found.teacher, np.abs(h[:, 1:]).mean(axis=(1, 2, 3)), rtol=TOLERANCE)
+    last, first = (np.abs(rest - h[:, t : t + 1]).mean(axis=(2, 3)) for t in (CONTEXT - 1, 0))
+    np.testing.assert_allclose(found.array("copy_last"), last, rtol=TOLERANCE)
+    np.testing.assert_allclose(found.copy_first, first, rtol=TOLERANCE)
+    np.testing.assert_allclose(found.target_std, rest.std(axis=(2, 3), ddof=1), rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_scored_in_evaluation_mode_without_a_graph_and_left_in_its_own(
+    training: bool, tmp_path: Path
+) -> None:
+    model = ModeRecorder(embed_dim=DIM, action_dim=ACTION_DIM, grid=GRID).train(training)
     score(tmp_path, model)
     assert model.modes
     assert not any(model.modes)
     assert not any(model.graphs)
-    assert model.training
+    assert model.training == training

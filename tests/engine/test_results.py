@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 from hopecli.engine.results import ValidationRecord, to_tree
 
@@ -32,4 +33,18 @@ def test_numbers_that_json_has_not_become_null() -> None:
         "copy_last_per_horizon": [0.0, 1.5],
         "seconds": None,
     }
+    assert json.loads(json.dumps(tree, allow_nan=False)) == tree
+
+
+@dataclass(frozen=True)
+class Nested:
+    """As a benchmark holds its timings."""
+
+    parts: tuple[Nested, ...] = ()
+    value: float | None = None
+
+
+def test_a_tuple_is_a_list_whose_numbers_are_cleaned_too() -> None:
+    tree = to_tree(Nested((Nested(value=math.inf), Nested(value=0.5))))
+    assert [part["value"] for part in tree["parts"]] == [None, 0.5]
     assert json.loads(json.dumps(tree, allow_nan=False)) == tree

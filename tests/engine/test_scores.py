@@ -180,7 +180,7 @@ def test_rows_share_resamples_so_a_constant_gap_has_no_width() -> None:
     assert (gap.mean, gap.low, gap.high) == (0.5, 0.5, 0.5)
     assert summary.action_sensitivity_relative == pytest.approx(0.5 / 2.5)
     assert summary.ratio_to_copy_last == pytest.approx(0.5)
-    assert summary.loss_teacher.mean == 1.0
+    assert summary.loss_teacher == Interval(1.0, 0.5, 1.5)
     model = summary.rows[0].l1
     assert model.low == 2.0
     assert model.high == 3.0
@@ -200,6 +200,14 @@ def test_action_sensitivity_is_absent_without_its_row() -> None:
     summary = summarise(scores, bootstrap_samples=500, seed=0)
     assert summary.action_sensitivity is None
     assert summary.action_sensitivity_relative is None
+
+
+def test_ratios_to_a_perfect_model_or_copy_are_absent() -> None:
+    scores = two_clips()
+    scores.l1["model"] = scores.l1["copy_last"] = [[0.0, 0.0], [0.0, 0.0]]
+    summary = summarise(scores, bootstrap_samples=500, seed=0)
+    assert summary.action_sensitivity is not None
+    assert (summary.action_sensitivity_relative, summary.ratio_to_copy_last) == (None, None)
 
 
 def test_validation_record() -> None:

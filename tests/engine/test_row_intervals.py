@@ -1,0 +1,66 @@
+"""Every interval of a row, from the resampled means by their definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hopecli.engine.results import Interval
+from hopecli.engine.scores import ClipScores, bootstrap_weights, summarise_row
+
+CLIPS, HORIZON = 6, 3
+STILL, FLAT = (2, 1), (4, 0)  # a clip and frame where nothing moves; one whose target has no spread
+
+
+@pytest.fixture(scope="module")
+def scores() -> ClipScores:
+    random = np.random.default_rng(0)
+    l1, cosine, first, std = random.uniform(0.5, 2.0, (4, CLIPS, HORIZON))
+    first[STILL] = std[FLAT] = 0.0
+    names = [f"clip_{i:05d}" for i in range(CLIPS)]
+    return ClipScores(names, {"model": l1.tolist()}, {"model": cosine.tolist()}, first.tolist(), std.tolist())
+
+
+@pytest.fixture(scope="module")
+def weights() -> np.ndarray:
+    drawn = bootstrap_weights(CLIPS, samples=300, seed=0)
+    assert drawn is not None
+    return drawn
+
+
+def check(found: Interval | None, values: np.ndarray, weights: np.ndarray) -> None:
+    """Mean of the clips that have a value; a resample's mean is over those of them that it drew, if any."""
+    known = np.isfinite(values)
+    drawn = weights[:, known].astype(np.float64)
+    means = (drawn @ values[known] / drawn.sum(axis=1))[drawn.sum(axis=1) > 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert found is not None
+    # 1e-5: the weights are float32.
+    assert (found.mean, found.low, found.high) == pytest.approx((values[known].mean(), low, high), rel=1e-5)
+
+
+def check_all(
+    whole: Interval | None, per_horizon: list[Interval] | list[Interval | None], values: np.ndarray, weights: np.ndarray
+) -> None:
+    """Of values [n, H]: over all frames, then of each."""
+    check(whole, values.mean(axis=1), weights)
+    for found, column in zip(per_horizon, values.T, strict=True):
+        check(found, column, weights)
+
+
+def test_errors_and_cosines(scores: ClipScores, weights: np.ndarray) -> None:
+    row = summarise_row(scores, "model", weights)
+    check_all(row.l1, row.l1_per_horizon, scores.array("model"), weights)
+    check_all(row.cosine, row.cosine_per_horizon, np.array(scores.cosine["model"]), weights)
+
+
+def test_ratios_of_each_clip_leave_out_those_without_one(scores: ClipScores, weights: np.ndarray) -> None:
+    """A clip with a frame that has no ratio has none over all frames either: the others would stand for it."""
+    row = summarise_row(scores, "model", weights)
+    for whole, per_horizon, bases, lost in (
+        (row.relative_per_clip, row.relative_per_clip_per_horizon, scores.copy_first, STILL),
+        (row.error_to_signal_per_clip, row.error_to_signal_per_clip_per_horizon, scores.target_std, FLAT),
+    ):
+        below = np.array(bases)
+        below[lost] = np.nan
+        check_all(whole, per_horizon, scores.array("model") / below, weights)
