@@ -218,6 +218,20 @@ def test_autocast_changes_no_bit_of_a_write() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_write_of_half_precision_numbers_is_made_in_float32(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = MemoryWeights(*(torch.randn(2, 5, *s, generator=random).to(dtype) for s in ((12, 8), (8, 12))))
+    keys, values = (rms_normalise(torch.randn(2, 7, 8, generator=random)).to(dtype) for _ in range(2))
+    rates = (torch.rand(2, 7, generator=random).to(dtype), torch.rand(2, generator=random).to(dtype))
+    found = apply_write(weights, prepare_write(keys, values, *rates))
+    single = prepare_write(keys.float(), values.float(), *(x.float() for x in rates))
+    expected = apply_write(MemoryWeights(*(x.float() for x in weights)), single)
+    assert torch.equal(found.w_in, expected.w_in)
+    assert torch.equal(found.w_out, expected.w_out)
+
+
+@torch.no_grad()
 def test_each_write_is_within_its_contraction_bound() -> None:
     """|W'| <= alpha |W| + sum_i eta_i |g_i|: I - eta n n^T with |n| <= 1 and eta in (0, 1) is a contraction.
 

@@ -119,10 +119,12 @@ def test_a_step_out_of_order_is_an_error(t: int) -> None:
 
 
 def test_wrong_lengths_and_missing_extrinsics_are_errors() -> None:
-    features, actions, states, _ = inputs()
-    assert actions is not None
-    with pytest.raises(ValueError, match="actions have 3 steps for 4 frames"):
-        make()(features, actions[:, :3], states)
+    features, actions, states, extrinsics = inputs(extrinsics=True)
+    rows = {"actions": actions, "states": states, "extrinsics": extrinsics}
+    for name, whole in rows.items():
+        assert whole is not None
+        with pytest.raises(ValueError, match=f"{name} have 3 steps for 4 frames"):
+            make(changes={"use_extrinsics": True})(features, **{**rows, name: whole[:, :3]})
     with pytest.raises(ValueError, match="use_extrinsics"):
         make(changes={"use_extrinsics": True})(features, actions, states)
     with pytest.raises(ValueError, match="width 25"):
