@@ -146,6 +146,24 @@ def test_a_term_of_weight_zero_is_measured_but_not_learned(measured: str) -> Non
     assert terms.total.requires_grad
 
 
+def test_training_learns_through_the_whole_rollout() -> None:
+    # From 1 with scale w the predictions are w, w^2, w^3 where 0 is true: the derivative of their mean at w = 2 is
+    # (1 + 2w + 3w^2) / 3; with the fed-back frames held fixed it would be (1 + w + w^2) / 3.
+    model, phase = Adder(2.0), dataclasses.replace(PHASE, loss_weight_teacher=0.0)
+    clip = number_clip([1, 0, 0, 0], [0, 0, 0])
+    training_loss(model, clip, phase=phase, T_teacher=3, normalize_reps=False, loss_exp=1.0).total.backward()
+    assert model.scale.grad is not None
+    assert model.scale.grad.item() == pytest.approx((1 + 4 + 12) / 3)
+
+
+def test_without_gradients_neither_term_makes_any() -> None:
+    with torch.no_grad():
+        terms = training_loss(
+            Adder(), number_clip([0, 1, 3, 6], [1, 1, 1]), phase=PHASE, T_teacher=3, normalize_reps=False, loss_exp=1.0
+        )
+    assert not any(term.requires_grad for term in (terms.total, terms.teacher, terms.rollout))
+
+
 def test_a_term_of_weight_zero_may_be_infinite() -> None:
     phase = dataclasses.replace(PHASE, loss_weight_rollout=0.0)
     clip = number_clip([0, 1, 3, 6], [1, 1, 1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hopecli.objectives.rollout import normalise, recomputed_rollout, rollout, steps, teacher_forced
+from hopecli.objectives.rollout import normalise, observe, recomputed_rollout, rollout, steps, teacher_forced
 from tests.objectives.adder import Adder, Seen, number_clip
 
 
@@ -60,32 +60,57 @@ def test_teacher_forced_uses_true_frames_only() -> None:
     assert teacher_forced(Adder(), clip, frames=2, normalize_reps=False).flatten().tolist() == [2.0, 12.0]
 
 
-class WithExtrinsics(Adder):
-    """next frame = frame + first action value + first extrinsics value."""
+class WithAll(Adder):
+    """next frame = frame + first values of action, state and extrinsics."""
 
     def step(
         self, frame: Tensor, action: Tensor, state_vec: Tensor, extrinsics: Tensor | None, **rest: Any
     ) -> tuple[Tensor, Seen]:
         assert extrinsics is not None
-        return super().step(frame, action + extrinsics, state_vec, extrinsics, **rest)
+        return super().step(frame, action + state_vec + extrinsics, state_vec, extrinsics, **rest)
 
     def __call__(self, features: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None = None) -> Tensor:
         assert extrinsics is not None
-        return super().__call__(features, actions + extrinsics, states, extrinsics)
+        return super().__call__(features, actions + states + extrinsics, states, extrinsics)
 
 
-def test_every_walk_gives_the_model_its_extrinsics() -> None:
+def test_every_walk_gives_the_model_its_states_and_extrinsics() -> None:
     clip = dataclasses.replace(
-        number_clip([1, 10, 100, 1000], [1, 2, 3]), extrinsics=torch.tensor([[[0.1], [0.2], [0.3]]])
+        number_clip([1, 10, 100, 1000], [1, 2, 3]),
+        states=torch.tensor([[[0.01], [0.02], [0.03]]]),
+        extrinsics=torch.tensor([[[0.1], [0.2], [0.3]]]),
     )
-    model = WithExtrinsics()
-    # From 1: +1.1, then +2.2, then +3.3; float32 holds the tenths to 1e-8.
+    model = WithAll()
+    # From 1: +1.11, then +2.22, then +3.33; float32 holds the tenths to 1e-8.
     walked = rollout(model, clip, context_frames=1, horizon=3, normalize_reps=False)
-    assert walked.flatten().tolist() == pytest.approx([2.1, 4.3, 7.6], rel=1e-6)
+    assert walked.flatten().tolist() == pytest.approx([2.11, 4.33, 7.66], rel=1e-6)
     again = recomputed_rollout(model, clip, horizon=3, normalize_reps=False)
     assert torch.equal(again, walked)
     forced = teacher_forced(model, clip, frames=3, normalize_reps=False)
-    assert forced.flatten().tolist() == pytest.approx([2.1, 12.2, 103.3], rel=1e-6)
+    assert forced.flatten().tolist() == pytest.approx([2.11, 12.22, 103.33], rel=1e-6)
+
+
+def test_observing_shows_the_first_true_frames_to_a_memory() -> None:
+    clip = number_clip([1, 10, 100], [1, 2])
+    memory = observe(Adder(), clip, frames=2)
+    assert memory.times == (0, 1)
+    assert [frame.item() for frame in memory.inputs] == [1.0, 10.0]
+    assert observe(Adder(), clip, frames=1, memory=memory).times == (0, 1, 0)
+
+
+class Counter(Adder):
+    """next frame = frame + the number of steps before."""
+
+    def step(self, frame: Tensor, *rest: Any, memory: Seen, t: int) -> tuple[Tensor, Seen]:
+        return frame + len(memory.times), super().step(frame, *rest, memory=memory, t=t)[1]
+
+
+def test_a_rollout_can_start_from_another_memory() -> None:
+    clip = number_clip([5, 0, 0], [0, 0])
+    memory = observe(Counter(), clip, frames=2)
+    for start, expected in ((None, [5.0, 6.0]), (memory, [7.0, 10.0])):
+        out = rollout(Counter(), clip, context_frames=1, horizon=2, normalize_reps=False, memory=start)
+        assert out.flatten().tolist() == expected
 
 
 @pytest.mark.parametrize(("detach", "expected"), [(False, 1 + 2 * 2 + 3 * 4), (True, 1 + 2 + 4)])
