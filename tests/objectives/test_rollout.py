@@ -158,3 +158,5 @@ def test_predictions_are_normalised_before_they_are_fed_back() -> None:
     walked = list(steps(Adder(5.0), wide, context_frames=1, horizon=2, normalize_reps=True))
     fed_back = walked[-1][2].inputs[1].flatten()
     assert fed_back.tolist() == pytest.approx([-5 / math.sqrt(25 + 1e-5), 5 / math.sqrt(25 + 1e-5)], rel=1e-12)
+    rolled = rollout(Adder(5.0), wide, context_frames=1, horizon=2, normalize_reps=True)
+    assert torch.equal(recomputed_rollout(Adder(5.0), wide, horizon=2, normalize_reps=True), rolled)
