@@ -36,7 +36,7 @@ def small(
         depth=2,
         num_heads=2,
         memory_multiplier=1.25,
-        cms_multipliers=(2.0, 1.0),
+        cms_multipliers=(2.0, 0.5),
         activation_checkpointing=activation_checkpointing,
         truncate_memory_gradient=truncate,
         use_extrinsics=use_extrinsics,
@@ -106,6 +106,7 @@ def test_initial_values() -> None:
     assert block.memories.w_in.std().item() == pytest.approx(24**-0.5, rel=0.05)
     assert block.memories.w_out.std().item() == pytest.approx(0.02, rel=0.05)
     assert block.gates.bias.tolist() == [-2.0, 3.0]
+    assert [level.get_parameter("fc1.weight").shape for level in block.cms] == [(48, 24), (12, 24)]
     assert not block.gates.weight.any()
     assert not block.local_conv.weight.any()
 
