@@ -61,6 +61,12 @@ def test_rollout_feeds_predictions_back() -> None:
     assert loss_terms()[2] == pytest.approx((0 + 1 + 3) / 3)
 
 
+def test_a_rollout_shorter_than_the_clip_is_scored_on_the_frames_after_its_context() -> None:
+    # 0 -> 1 -> 2 where 1, 3 are true, not 3, 6.
+    phase = dataclasses.replace(PHASE, T_rollout=2)
+    assert loss_terms(phase=phase)[2] == pytest.approx((0 + 1) / 2)
+
+
 def test_rollout_from_two_context_frames_is_scored_from_frame_two() -> None:
     # 0, 1 are given: 1 -> 2 -> 3 where 3, 6 are true.
     phase = dataclasses.replace(PHASE, T_rollout=2, context_frames=2)
