@@ -8,7 +8,7 @@ import pytest
 
 from hopecli.config.files import find_preset, list_presets
 from hopecli.config.load import load_preset, load_tree, section_tree
-from hopecli.config.schema import ConvLSTMSettings, HopeSettings
+from hopecli.config.schema import ConvLSTMSettings, HopeSettings, Settings
 from hopecli.errors import SettingsError
 
 
@@ -217,6 +217,22 @@ def test_presets_of_the_working_directory_win(tmp_path: Path, monkeypatch: pytes
     assert load_preset("quickstart").settings.training.epochs == 77
     assert list_presets()["quickstart"].resolve() == tmp_path / "presets" / "quickstart.yaml"
     assert "vjepa2_ac" in list_presets()
+
+
+def test_the_list_has_files_in_alphabetical_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets" / "quickstart.yaml").mkdir(parents=True)  # no file: the repository's is meant
+    for name in ("zz", "aa"):
+        preset_file(tmp_path / "presets", name, "")
+    assert list(list_presets()) == sorted({*list_presets(), "aa", "zz"})
+    assert list_presets()["quickstart"] == find_preset("quickstart")
+    assert list_presets()["quickstart"].is_file()
+
+
+def test_an_empty_preset_is_all_defaults(tmp_path: Path) -> None:
+    resolved = load_preset(preset_file(tmp_path, "empty", "# nothing yet\n"))
+    assert resolved.settings == Settings()
+    assert set(resolved.origins.values()) == {"default"}
 
 
 def test_settings_are_frozen() -> None:

@@ -71,6 +71,26 @@ def test_alignment_is_suggested_from_the_data(rows: int, at: tuple[int, ...], su
     assert actions.original_frames == (rows if suggested != "as_is" else None)
 
 
+@pytest.mark.parametrize(
+    ("pushed", "elsewhere", "still", "suggested", "because"),
+    [
+        (9, 1, 0, "impulse", "in 9 of 10 clips with any action"),
+        (17, 3, 0, "per_timestep", "in 3 of 20 clips with any action"),
+        (2, 0, 18, "impulse", "one non-zero row, at index 1, in 2 of 2 clips with any action"),
+        (0, 0, 2, "impulse", "every action is zero"),
+    ],
+)
+def test_nine_of_ten_moving_clips_suggest_an_impulse(
+    pushed: int, elsewhere: int, still: int, suggested: str, because: str, tmp_path: Path
+) -> None:
+    places: list[tuple[int, ...]] = [(1,)] * pushed + [(1, 2)] * elsewhere + [()] * still
+    for number, at in enumerate(places):
+        write_clip(tmp_path, number, actions=push_rows(2 * FRAMES, at))
+    actions = survey(tmp_path).actions
+    assert actions.suggested_alignment == suggested
+    assert because in str(actions.suggested_because)
+
+
 def test_pushes_elsewhere_are_named_when_impulse_would_drop_them(tmp_path: Path) -> None:
     for number in range(20):
         write_clip(tmp_path, number, actions=push_rows(2 * FRAMES, (1, 3) if number == 7 else (1,)))
