@@ -99,7 +99,9 @@ def test_numbers_too_large_for_float16_are_told_apart_from_usual_ones(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("frames", "expected"), [(3, "cf5ba749236c503dd5eb6844"), (1 << 15, "150476fae7b6611771ec5715")], ids=["read whole", "read in pieces"]
+    ("frames", "expected"),
+    [(3, "cf5ba749236c503dd5eb6844"), (1 << 15, "150476fae7b6611771ec5715")],
+    ids=["read whole", "read in pieces"],
 )
 def test_marks_are_those_of_earlier_runs(frames: int, expected: str, tmp_path: Path) -> None:
     """split.json keeps them: a run resumes, and `hope eval` knows its clips, only as long as the recipe stays. Who

@@ -65,9 +65,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
             assert path.read_text() == "old"
         assert reader.read() == "old"
     assert path.read_text() == "new"
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
 
