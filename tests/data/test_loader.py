@@ -236,6 +236,8 @@ def test_readers_fit_into_shared_memory(
     note = shared_memory_note(store, names, 8)
     assert (note is None) == (workers == 2)
     assert note is None or note.startswith(f"note: {workers} of 2 processes read clips")
+    room.free = 300 * 2**20  # a clip takes 224 bytes
+    assert "has 300 MiB free, a batch takes 224 (" in str(shared_memory_note(store, names, 2**20))
 
 
 def test_there_are_no_more_readers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
