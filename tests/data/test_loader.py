@@ -154,6 +154,8 @@ def test_a_batch_of_broken_clips_has_no_clips(tmp_path: Path) -> None:
     (loaded,) = load(folder_store(tmp_path, 0), ["clip_00000", "clip_00001"], 2)
     assert loaded.clips is None
     assert len(loaded.errors) == 2
+    with pytest.raises(DataError, match=r"^clip_00000: "):
+        require_all(loaded)
 
 
 def test_batches_keep_the_stored_dtype_unless_files_differ(tmp_path: Path) -> None:

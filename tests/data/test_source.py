@@ -64,6 +64,8 @@ def test_a_tilde_in_the_cache_folder_is_the_home_folder(tmp_path: Path, monkeypa
     monkeypatch.delenv("HOPE_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_folder() == tmp_path / ".cache" / "hopecli"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert cache_folder() == tmp_path / "elsewhere" / "hopecli"
 
 
 def made(**physics: object) -> dict[str, bytes]:
