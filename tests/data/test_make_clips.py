@@ -88,6 +88,7 @@ def test_written_files_follow_the_clip_contract(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "out" / "clips.json").read_text())
     assert "stands in for V-JEPA 2" in about["note"]
     assert (about["domain"], about["seed"], about["start_id"]) == ("ice", 0, 7)
+    assert (about["domain_physics"]["friction"], about["domain_physics"]["mass"]) == (0.1, 0.6)
     assert about["statistics"]["clips_sampled"] == 3
 
 
