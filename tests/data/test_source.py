@@ -41,6 +41,7 @@ def test_a_complete_cache_is_used_without_a_word() -> None:
         lambda folder: (folder / "clip_00001").rename(folder / "renamed"),
         lambda folder: shutil.copytree(folder / "clip_00001", folder / "clip_00003"),
         lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 200),
+        lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 8 * 4 * 4 * 2),  # no header's
         lambda folder: (folder / "clip_00000/actions_states/actions.npy").unlink(),
     ],
 )
