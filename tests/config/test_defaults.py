@@ -18,6 +18,10 @@ from hopecli.errors import SettingsError
 PROMISED: dict[str, Any] = {
     # Clips: one push at row 1, nothing skipped or padded unless asked for.
     "data.source": "folder",
+    "data.physics.clips": 2048,
+    "data.physics.domain": "base",
+    "data.physics.seed": 0,
+    "data.physics.dtype": "float16",
     "data.feature_map": "vjepa2_vitl16",
     "data.num_timesteps": 8,
     "data.grid": 16,
@@ -46,6 +50,7 @@ PROMISED: dict[str, Any] = {
     "optimizer.weight_decay": 0.05,
     "optimizer.betas": [0.9, 0.999],
     "optimizer.eps": 1e-8,
+    "optimizer.grad_clip": 1.0,
     "optimizer.memory_weight_decay": 0.0,
     "schedule.final_lr": 0.0,
     "training.epochs": 10,
