@@ -82,6 +82,7 @@ PROMISED: dict[str, Any] = {
     "adaptation.precision": "fp32",
     "adaptation.order_seed": None,
     "adaptation.orders": 1,
+    "adaptation.reset_every": 100,
     "adaptation.source_clips": 64,
     "adaptation.bootstrap_samples": 2000,
     "adaptation.seed": 0,

@@ -33,17 +33,20 @@ def test_a_run_is_trained_by_one_process(run_dir: Path) -> None:
 def test_processes_forked_meanwhile_do_not_hold_it(run_dir: Path) -> None:
     lock = RunLock(run_dir)
     from_parent, to_child = os.pipe()
+    from_child, to_parent = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(to_child)
+        os.write(to_parent, b"x")
         os.read(from_parent, 1)  # until the parent is done
         os._exit(0)
     try:
+        os.read(from_child, 1)  # the child has begun
         lock.close()
         RunLock(run_dir).close()
     finally:
-        os.close(to_child)
-        os.close(from_parent)
+        for end in (from_parent, to_child, from_child, to_parent):
+            os.close(end)
         assert os.waitpid(child, 0)[1] == 0
 
 
