@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from tests.clips import data_settings, write_clips
 
 
 class Marking(ClipStore):
-    """Leaves a file beside the clips for each one that is read, in whatever process."""
+    """Leaves a file beside the clips for each one that is read, with the process group of who reads it."""
 
     def read(self, name: str) -> Sample:
-        (self.folder / f"read_{name}").touch()
+        (self.folder / f"read_{name}").write_text(str(os.getpgrp()))
         return super().read(name)
 
 
@@ -39,3 +40,5 @@ def test_a_reader_holds_one_batch(tmp_path: Path) -> None:
         if taken in (1, 4):
             assert read(2 * taken + 2) == 2 * taken + 2
     assert len(list(batches)) == 1
+    # A signal to the group of this process, as of Ctrl-C, leaves the readers to a run that is about to save.
+    assert str(os.getpgrp()) not in {path.read_text() for path in tmp_path.glob("read_*")}
