@@ -55,6 +55,17 @@ NO_TEACHER, NO_ROLLOUT = "loss_weight_teacher: 0.0", "loss_weight_rollout: 0.0"
             ["objective.curriculum=[{epoch: 1, T_rollout: 6}, {epoch: 2, context_frames: 3}]"],
             "objective.curriculum[1].context_frames = 3: T_rollout + context_frames = 9 exceeds num_timesteps = 8",
         ),
+        ("quickstart", ["schedule.warmup_pct=0.086"], "warmup_pct + constant_pct + decay_pct must sum to 1, not 1.001"),
+        ("quickstart", ["logging.diagnostics_every=5"], "diagnostics_every = 5: only model.kind hope has diagnostics"),
+        ("quickstart", ["adaptation.adapt=none+layernorm"], "adaptation.adapt = 'none+layernorm': must be none, or"),
+        # No rollout is asked for, so one step at least must fit behind the context.
+        ("quickstart", ["evaluation.context_frames=8"], "evaluation.T_rollout = 1: T_rollout + context_frames = 9"),
+        ("quickstart", ["adaptation.context_frames=8"], "adaptation.T_rollout = 1: T_rollout + context_frames = 9"),
+        (  # the context that evaluation takes from the objective counts
+            "quickstart",
+            ["objective.context_frames=3", "objective.T_rollout=5", "evaluation.T_rollout=6"],
+            "evaluation.T_rollout = 6: T_rollout + context_frames = 9",
+        ),
     ],
 )
 def test_a_broken_rule_is_named(preset: str, overrides: list[str], part: str) -> None:
@@ -84,6 +95,8 @@ def test_a_broken_rule_is_named(preset: str, overrides: list[str], part: str) ->
             ],
         ),
         ("vjepa2_ac", ["model.use_extrinsics=true"]),
+        ("quickstart", ["evaluation.context_frames=7", "adaptation.context_frames=7", "adaptation.adapt=none"]),
+        ("quickstart", ["objective.context_frames=3", "objective.T_rollout=5", "evaluation.T_rollout=5"]),
         ("baseline_convlstm", ["model.kernel_size=5"]),
         ("quickstart_hope", ["model.cms_multipliers=[1.0]", "model.cms_update_periods=[4]"]),
         ("quickstart", ["objective.loss_weight_teacher=0"]),

@@ -38,3 +38,9 @@ def test_differences_list_only_what_differs() -> None:
     assert found["model.hidden"] == (None, "256")
     assert {key.split(".")[0] for key in found} == {"data", "model"}
     assert differences(a, a) == {}
+
+
+def test_a_phase_is_shown_with_the_keys_it_names() -> None:
+    curriculum = "objective.curriculum=[{epoch: 0}, {epoch: 3, loss_weight_teacher: 0.5, T_rollout: 2}]"
+    rows = {row.key: row.value for row in value_rows(load_preset("quickstart", [curriculum]))}
+    assert rows["objective.curriculum"] == "[{epoch: 0}, {epoch: 3, loss_weight_teacher: 0.5, T_rollout: 2}]"

@@ -8,7 +8,7 @@ import pytest
 
 from hopecli.config.files import find_preset, list_presets
 from hopecli.config.load import load_preset, load_tree, section_tree
-from hopecli.config.schema import ConvLSTMSettings, HopeSettings
+from hopecli.config.schema import ConvLSTMSettings, HopeSettings, Settings
 from hopecli.errors import SettingsError
 
 
@@ -139,6 +139,18 @@ def test_extends_takes_the_file_beside_a_preset_first(tmp_path: Path) -> None:
     assert resolved.settings.training.epochs == 77
 
 
+def test_a_path_in_extends_starts_at_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for folder, epochs in ((tmp_path, 66), (tmp_path / "folder", 77)):
+        preset_file(folder, "parent", f"training: {{epochs: {epochs}}}\n")
+        preset_file(folder, "here", f"training: {{epochs: {epochs}}}\n")
+    (tmp_path / "folder" / "here.yaml").unlink()
+    for parent, epochs in (("parent.yaml", 77), ("here.yaml", 66)):
+        child = preset_file(tmp_path / "folder", "child", f"extends: {parent}\n")
+        assert load_preset(child).settings.training.epochs == epochs
+
+
 def test_circular_extends_is_an_error(tmp_path: Path) -> None:
     preset_file(tmp_path, "b", "extends: a\n")
     path = preset_file(tmp_path, "a", "extends: b\n")
@@ -164,11 +176,24 @@ def test_kind_override_replaces_the_model(overrides: list[str]) -> None:
     assert load_preset("vjepa2_ac", overrides).settings.model == ConvLSTMSettings(hidden=8)
 
 
-def test_kind_override_leaves_no_stale_origins() -> None:
-    resolved = load_preset("vjepa2_ac", ["model.kind=hope", "model.depth=2"])
+@pytest.mark.parametrize("overrides", [["model.kind=hope", "model.depth=2"], ["model={kind: hope, depth: 2}"]])
+def test_kind_override_leaves_no_stale_origins(overrides: list[str]) -> None:
+    resolved = load_preset("vjepa2_ac", overrides)
     assert resolved.settings.model == HopeSettings(depth=2)
     assert resolved.origins["model.width"] == "default"  # the 384 of vjepa2_ac went with its model
     assert resolved.origins["model.depth"] == "command line"
+
+
+def test_a_model_replaced_by_a_child_leaves_no_stale_origins(tmp_path: Path) -> None:
+    origins = load_preset(preset_file(tmp_path, "child", "extends: vjepa2_ac\nmodel: {kind: hope, depth: 2}\n")).origins
+    assert (origins["model.depth"], origins["model.width"]) == ("child", "default")
+    assert origins["data.batch_size"] == "vjepa2_ac"
+
+
+def test_a_value_replaced_leaves_the_origin_of_one_whose_name_begins_alike(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, "mine", "logging: {wandb: online, wandb_project: worlds}\n")
+    origins = load_preset(path, ["logging.wandb=disabled"]).origins
+    assert (origins["logging.wandb"], origins["logging.wandb_project"]) == ("command line", "mine")
 
 
 def test_section_override_merges() -> None:
@@ -206,6 +231,8 @@ def test_unknown_preset_shows_the_nearest_name() -> None:
         find_preset("quikstart")
     with pytest.raises(SettingsError, match="no such preset file"):
         find_preset("nowhere/quickstart.yaml")
+    with pytest.raises(SettingsError, match="no such preset"):
+        find_preset("x" * 300)  # longer than any file's name
 
 
 def test_presets_of_the_working_directory_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +244,22 @@ def test_presets_of_the_working_directory_win(tmp_path: Path, monkeypatch: pytes
     assert load_preset("quickstart").settings.training.epochs == 77
     assert list_presets()["quickstart"].resolve() == tmp_path / "presets" / "quickstart.yaml"
     assert "vjepa2_ac" in list_presets()
+
+
+def test_the_list_has_files_in_alphabetical_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets" / "quickstart.yaml").mkdir(parents=True)  # no file: the repository's is meant
+    for name in ("zz", "aa"):
+        preset_file(tmp_path / "presets", name, "")
+    assert list(list_presets()) == sorted({*list_presets(), "aa", "zz"})
+    assert list_presets()["quickstart"] == find_preset("quickstart")
+    assert list_presets()["quickstart"].is_file()
+
+
+def test_an_empty_preset_is_all_defaults(tmp_path: Path) -> None:
+    resolved = load_preset(preset_file(tmp_path, "empty", "# nothing yet\n"))
+    assert resolved.settings == Settings()
+    assert set(resolved.origins.values()) == {"default"}
 
 
 def test_settings_are_frozen() -> None:
@@ -236,6 +279,12 @@ def test_tree_from_a_checkpoint_keeps_its_origin_and_is_not_changed() -> None:
 def test_section_tree_gives_what_the_preset_writes_down() -> None:
     tree = section_tree("test_ac_predictor", ["evaluation", "adaptation"])
     assert tree == {"evaluation": {"batch_size": 32, "precision": "fp32", "context_frames": 1, "T_rollout": 7}}
+
+
+def test_section_tree_refuses_a_preset_with_a_mistake_anywhere(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, "wrong", "evaluation: {batch_size: 2}\ndata: {grid: 0}\n")
+    with pytest.raises(SettingsError, match=r"data\.grid = 0"):
+        section_tree(path, ["evaluation"])
 
 
 def test_built_in_clips_have_no_extrinsics() -> None:

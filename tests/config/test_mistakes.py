@@ -116,3 +116,10 @@ def test_words_are_those_of_the_kind_in_use() -> None:
     with pytest.raises(SettingsError) as raised:
         load_preset("quickstart", ["model.kind=vit"])
     assert "AC-HOPE-ViT" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(198, "'" + "x" * 198 + "': "), (199, "'" + "x" * 199 + "...: ")])
+def test_a_long_value_is_cut(length: int, shown: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_preset("quickstart", [f"training.epochs={'x' * length}"])
+    assert f"training.epochs = {shown}" in str(raised.value)

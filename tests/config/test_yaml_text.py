@@ -55,6 +55,10 @@ def test_dumped_values_read_back(value: object, flow: bool) -> None:
     assert type(found["key"][0]) is type(value)
 
 
+def test_values_are_dumped_in_their_order_and_letters() -> None:
+    assert dump_yaml({"width": 2, "depth": "\u00e4"}) == "width: 2\ndepth: \u00e4\n"
+
+
 BAD = [
     "!!int abc",
     "!!float x",

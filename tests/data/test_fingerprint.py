@@ -96,3 +96,16 @@ def test_numbers_too_large_for_float16_are_told_apart_from_usual_ones(tmp_path: 
     write_clip(tmp_path, 1, features=make_features(1) * 1e6)
     write_clip(tmp_path, 2, features=make_features(1), actions=count_rows(6) + 1)
     assert len(set(marks(tmp_path))) == 2
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [(3, "cf5ba749236c503dd5eb6844"), (1 << 15, "150476fae7b6611771ec5715")],
+    ids=["read whole", "read in pieces"],
+)
+def test_marks_are_those_of_earlier_runs(frames: int, expected: str, tmp_path: Path) -> None:
+    """split.json keeps them: a run resumes, and `hope eval` knows its clips, only as long as the recipe stays. Who
+    changes the recipe changes MARK_BYTES too, and these numbers."""
+    values = (np.arange(frames * PATCHES * DIM) * 7 % 1021).reshape(frames, PATCHES, DIM).astype(np.float16)
+    write_clip(tmp_path, 1, features=values, actions=np.resize(ROWS, (2 * frames, 2)))
+    assert marks(tmp_path) == [expected]

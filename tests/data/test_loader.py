@@ -154,6 +154,8 @@ def test_a_batch_of_broken_clips_has_no_clips(tmp_path: Path) -> None:
     (loaded,) = load(folder_store(tmp_path, 0), ["clip_00000", "clip_00001"], 2)
     assert loaded.clips is None
     assert len(loaded.errors) == 2
+    with pytest.raises(DataError, match=r"^clip_00000: "):
+        require_all(loaded)
 
 
 def test_batches_keep_the_stored_dtype_unless_files_differ(tmp_path: Path) -> None:
@@ -236,6 +238,8 @@ def test_readers_fit_into_shared_memory(
     note = shared_memory_note(store, names, 8)
     assert (note is None) == (workers == 2)
     assert note is None or note.startswith(f"note: {workers} of 2 processes read clips")
+    room.free = 300 * 2**20  # a clip takes 224 bytes
+    assert "has 300 MiB free, a batch takes 224 (" in str(shared_memory_note(store, names, 2**20))
 
 
 def test_there_are_no_more_readers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:

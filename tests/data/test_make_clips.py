@@ -88,6 +88,7 @@ def test_written_files_follow_the_clip_contract(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "out" / "clips.json").read_text())
     assert "stands in for V-JEPA 2" in about["note"]
     assert (about["domain"], about["seed"], about["start_id"]) == ("ice", 0, 7)
+    assert (about["domain_physics"]["friction"], about["domain_physics"]["mass"]) == (0.1, 0.6)
     assert about["statistics"]["clips_sampled"] == 3
 
 
@@ -122,6 +123,10 @@ def test_statistics_agree_with_their_definitions(tmp_path: Path) -> None:
     expected = [np.abs(h[:, 0] - h[:, t]).mean() for t in range(1, 8)]
     assert statistics.copy_last_l1 == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(layer_norm(features.astype(np.float32)), h, atol=1e-4)
+    # Features so small that eps counts as much as their variance, about 1e-5.
+    small = features * 1e-3
+    h = (small - small.mean(-1, keepdims=True)) / np.sqrt(small.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(layer_norm(small.astype(np.float32)), h, atol=1e-4)
 
 
 def test_statistics_are_of_the_first_64_clips(tmp_path: Path) -> None:
@@ -144,6 +149,15 @@ def test_clips_must_fit_on_the_disk(dtype: str, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(DataError, match=r"the features need 0\.0 GiB, but the disk has 0\.0 GiB free"):
             make(out, dtype=dtype)
         assert not out.exists()
+
+
+@pytest.mark.parametrize("changes", [{"clips": 100_000}, {"grid": 64}, {"dim": 16_384}])
+def test_the_largest_numbers_allowed_are_only_a_matter_of_space(
+    changes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2**20, free=0))
+    with pytest.raises(DataError, match="the features need"):
+        make(tmp_path / "out", **changes)
 
 
 def test_a_single_clip_has_no_cosine_between_clips(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_complete_cache_is_used_without_a_word() -> None:
         lambda folder: (folder / "clip_00001").rename(folder / "renamed"),
         lambda folder: shutil.copytree(folder / "clip_00001", folder / "clip_00003"),
         lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 200),
+        lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 8 * 4 * 4 * 2),  # no header's
         lambda folder: (folder / "clip_00000/actions_states/actions.npy").unlink(),
     ],
 )
@@ -64,6 +65,8 @@ def test_a_tilde_in_the_cache_folder_is_the_home_folder(tmp_path: Path, monkeypa
     monkeypatch.delenv("HOPE_CACHE_DIR")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_folder() == tmp_path / ".cache" / "hopecli"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert cache_folder() == tmp_path / "elsewhere" / "hopecli"
 
 
 def made(**physics: object) -> dict[str, bytes]:

@@ -109,6 +109,13 @@ def test_a_run_with_marks_of_an_earlier_recipe_knows_its_clips_by_name() -> None
     assert not now.same_clips(Split(("a",), ("b", "c"), {}, {"a": "0" * 20}))
 
 
+def test_a_clip_that_was_unreadable_may_have_come_back_otherwise() -> None:
+    before = Split(("a", "b"), ("c",), {}, {"a": "1" * 2 * MARK_BYTES}, unreadable=("b",))
+    mended = {"a": "1" * 2 * MARK_BYTES, "b": "2" * 2 * MARK_BYTES}
+    assert Split(("a", "b"), ("c",), {}, mended).same_clips(before)
+    assert not Split(("a", "b"), ("c",), {}, {**mended, "a": "3" * 2 * MARK_BYTES}).same_clips(before)
+
+
 def test_split_file_reads_back_and_damage_is_noticed(tmp_path: Path) -> None:
     split = Split(("a", "b"), ("c",), {"d": "truncated: short"}, {"a": "1", "b": "2"})
     path = tmp_path / "split.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hopecli.data.make_clips import make_clips
-from hopecli.data.staging import hidden_name, remove_stale, sigterm_as_interrupt
+from hopecli.data.staging import hidden_name, remove_stale, sigterm_as_interrupt, staged
 from hopecli.errors import DataError
 
 
@@ -114,6 +114,32 @@ def test_an_existing_folder_stays_the_same_directory(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == names
     make(tmp_path / "new")
     assert everything(out) == everything(tmp_path / "new")
+
+
+def test_the_last_file_moves_up_after_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its name: a folder that has it is complete."""
+    there: list[set[str]] = []
+    rename = os.rename
+
+    def seen(source: Path, target: Path) -> None:
+        rename(source, target)
+        there.append({path.name for path in tmp_path.iterdir() if not path.name.startswith(".")})
+
+    monkeypatch.setattr(os, "rename", seen)
+    with staged(tmp_path, last="b") as staging:
+        for name in ("a", "b", "c"):
+            (staging / name).touch()
+    assert there == [{"a"}, {"a", "c"}, {"a", "b", "c"}]
+
+
+def test_a_process_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / hidden_name("out")).mkdir()
+    monkeypatch.setattr(os, "kill", refused)
+    remove_stale(tmp_path / "out")
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_clips_that_cannot_be_moved_up_leave_what_stood_there(tmp_path: Path) -> None:

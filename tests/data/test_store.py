@@ -155,7 +155,7 @@ def test_action_rows_that_fit_no_rule(alignment: str, rows: int, accepted: str, 
     ("features", "code", "part"),
     [
         (make_features(0, frames=2), "too_few_frames", "2 encoded frames, fewer than data.num_timesteps = 3"),
-        (make_features(0)[..., :3], "feature_width", "width 3, but data.embed_dim = 4 (got [3, 4, 3])"),
+        (make_features(0, frames=5)[..., :3], "feature_width", "width 3, but data.embed_dim = 4 (got [5, 4, 3])"),
         (make_features(0)[:, :1], "grid", "1 patches, but data.grid = 2 means 4 (got [3, 1, 4]). Set data.grid to"),
         (make_features(0)[:, :3], "grid", "features have 3 patches, but predictors need a square grid (gh = gw)"),
         (
@@ -271,7 +271,8 @@ def test_states_of_the_wrong_shape(tmp_path: Path) -> None:
 
 def test_selection_by_numeric_id(tmp_path: Path) -> None:
     write_clips(tmp_path, [100000, 3, 10, 2])
-    (tmp_path / "clip_notes").mkdir()
+    for other in ("clip_notes", "clip_00007_old", "old_clip_00007"):
+        (tmp_path / other).mkdir()
     (tmp_path / "clip_00099").write_text("a file, not a clip")
     assert list(store(tmp_path).select()) == [2, 3, 10, 100000]
     assert list(store(tmp_path, {"clip_start": 3, "clip_end": 10}).select()) == [3]

@@ -9,7 +9,7 @@ import pytest
 
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
-from tests.clips import ACTION_DIM, count_rows, data_settings, make_features, write_clip
+from tests.clips import ACTION_DIM, FRAMES, count_rows, data_settings, make_features, write_clip, write_clips
 
 
 def test_rows_of_a_longer_clip_are_those_of_its_first_frames(tmp_path: Path) -> None:
@@ -34,3 +34,41 @@ def test_rows_that_are_no_numbers_are_refused(dtype: str, what: str, tmp_path: P
     with pytest.raises(ClipProblem, match=f"{what} must be numbers") as raised:
         ClipStore(tmp_path, data_settings(), use_extrinsics=True).check(name)
     assert raised.value.code == f"{what}_dtype"
+
+
+@pytest.mark.parametrize("rows", [FRAMES - 1, FRAMES])
+def test_a_row_per_transition_or_encoded_frame_is_taken_as_it_is(rows: int, tmp_path: Path) -> None:
+    name = write_clip(tmp_path, 1, states=count_rows(rows) + 100, extrinsics=count_rows(rows, width=1) + 200)
+    sample = ClipStore(tmp_path, data_settings(), use_extrinsics=True).read(name)
+    assert sample.states.tolist() == [[100.0, 100.5], [101.0, 101.5]]
+    assert sample.extrinsics is not None
+    assert sample.extrinsics.tolist() == [[200.0], [201.0]]
+
+
+def test_actions_read_alone_are_those_of_the_clip_and_finite(tmp_path: Path) -> None:
+    """What the rows of other clips are taken from for the shuffled-action row of `hope eval`."""
+    store = ClipStore(tmp_path, data_settings({"action_alignment": "per_timestep"}), use_extrinsics=False)
+    name = write_clip(tmp_path, 1)
+    assert store.read_actions(name).tolist() == store.read(name).actions.tolist() == [[2.0, 2.5], [4.0, 4.5]]
+    for row in range(6):
+        rows = count_rows(6)
+        rows[row, 0] = np.nan
+        write_clip(tmp_path, 1, actions=rows)
+        if row in (1, 3):  # the last rows of the first two tubelets
+            with pytest.raises(ClipProblem, match="actions hold NaN"):
+                store.read_actions(name)
+        else:
+            assert store.read_actions(name).isfinite().all()
+
+
+def test_what_is_the_same_in_most_clips_is_told_from_the_first_64(tmp_path: Path) -> None:
+    still = np.zeros((6, 2), np.float32)
+    write_clips(tmp_path, range(70))
+    write_clip(tmp_path, 0, states=count_rows(6), actions=still)
+    write_clip(tmp_path, 69, states=count_rows(6), actions=still)
+    names = [f"clip_{number:05d}" for number in range(70)]
+    store = ClipStore(tmp_path, data_settings(), use_extrinsics=False)
+    assert store.sampled_states(names) == (1, 64)
+    assert store.dropped_actions(names) == (63, 64)
+    other = ClipStore(tmp_path, data_settings({"action_alignment": "per_timestep"}), use_extrinsics=False)
+    assert other.dropped_actions(names) == (0, 64)

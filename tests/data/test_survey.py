@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hopecli.data import survey_duplicates
 from hopecli.data.headers import ClipProblem
 from hopecli.data.survey import CODES
+from hopecli.data.survey_content import pca_images
 from hopecli.errors import DataError
 from tests.broken_clips import DEFECTS, write_broken_folder, write_healthy
 from tests.clips import FRAMES, feature_file, make_features, write_clip
@@ -104,6 +106,18 @@ def test_outlier_dimensions(tmp_path: Path) -> None:
     assert found.outlier_dimensions == (17,)
 
 
+def test_outliers_are_over_five_times_the_median_root_mean_square(tmp_path: Path) -> None:
+    """Values of one size with random signs, so that each root mean square is that size; the mean of these is 2.8."""
+    sizes = np.ones(16)
+    sizes[3], sizes[5:10] = 4.75, 6.0
+    for number in range(3):
+        signs = np.random.default_rng(number).choice([-1.0, 1.0], size=(4, 4, 16))
+        write_clip(tmp_path, number, features=(signs * sizes).astype(np.float32), actions=push_rows(8, (1,)))
+    found = survey(tmp_path).features
+    assert found is not None
+    assert found.outlier_dimensions == (5, 6, 7, 8, 9)
+
+
 def test_longer_clips_are_measured_over_the_frames_training_uses(tmp_path: Path) -> None:
     for number in range(3):
         write_clip(tmp_path, number, features=make_features(number, frames=12), actions=push_rows(24, (1,)))
@@ -124,6 +138,39 @@ def test_duplicates_need_the_whole_content_to_agree(tmp_path: Path) -> None:
     found = survey(tmp_path)
     assert found.duplicates.clips == 1
     assert [(f.code, f.clips) for f in found.findings] == [("duplicate", ("clip_00002",))]
+
+
+@pytest.mark.parametrize(("clips", "deep", "copies", "alike"), [(0, False, 0, 3), (2, False, 1, 2), (0, True, 3, 0)])
+def test_copies_beyond_the_reading_allowed_are_only_alike(
+    clips: int, deep: bool, copies: int, alike: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four clips alike, where the files of so many may be read to compare them."""
+    for number in range(4):
+        write_clip(tmp_path, number, features=make_features(0), actions=push_rows(6, (1,)))
+    files = [*(tmp_path / "clip_00000").rglob("*.npy")]
+    monkeypatch.setattr(survey_duplicates, "HASH_BUDGET", clips * sum(path.stat().st_size for path in files))
+    found = survey(tmp_path, {"deep": deep})
+    assert (found.duplicates.clips, found.duplicates.alike) == (copies, alike)
+
+
+def test_at_most_sixteen_dimensions_are_named(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((4, 4, 32)).astype(np.float32)
+    features[..., 5:25] = 1.0
+    write_clip(tmp_path, 0, features=features, actions=push_rows(8, (1,)))
+    found = survey(tmp_path).features
+    assert found is not None
+    assert (found.dead_count, found.dead_share, found.dead_dimensions) == (20, 20 / 32, tuple(range(5, 21)))
+
+
+def test_one_far_token_does_not_take_the_colours_of_all_others() -> None:
+    tokens = np.random.default_rng(0).standard_normal((50, 4, 6)).astype(np.float32)
+    tokens[0, 0] = 1000.0
+    image = pca_images(tokens, (2, 2))
+    assert image.shape == (50, 2, 2, 3)
+    assert (image.min(), image.max()) == (0.0, 1.0)
+    # Normal values between their 1st and 99th percentile have a standard deviation of about a fifth of that range;
+    # between the smallest and the largest here it would be 0.001 along the first component.
+    assert image.std(axis=(0, 1, 2)).min() > 0.1
 
 
 def test_pictures_hold_norms_actions_and_components(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.broken_clips import write_healthy
-from tests.clips import FRAMES, count_rows, make_features, write_clip
+from tests.clips import FRAMES, count_rows, feature_file, make_features, write_clip, write_clips
 from tests.data.surveys import push_rows, survey
 
 
@@ -24,6 +25,10 @@ from tests.data.surveys import push_rows, survey
         ((72, 5), 8, (8, 9, (3, 3))),  # one row per encoded frame
         ((63, 5), 6, (7, 9, (3, 3))),  # one row per transition
         ((36, 5), 8, (9, 4, (2, 2))),  # 4 frames of 3 x 3 fit too, but a preset's grid is 2
+        # Action rows that do not tell: of the presets' grids 16 and 2 the larger that leaves more than one frame.
+        ((512, 5), 3, (2, 256, (16, 16))),
+        ((256, 5), 6, (64, 4, (2, 2))),
+        ((36, 5), 1, (9, 4, (2, 2))),  # not one frame of 6 x 6
     ],
 )
 def test_sizes_are_inferred_without_settings(
@@ -69,6 +74,26 @@ def test_alignment_is_suggested_from_the_data(rows: int, at: tuple[int, ...], su
     assert actions.zero_rows == pytest.approx(1 - len(at) / rows)
     assert actions.zero_clips == 0.0
     assert actions.original_frames == (rows if suggested != "as_is" else None)
+
+
+@pytest.mark.parametrize(
+    ("pushed", "elsewhere", "still", "suggested", "because"),
+    [
+        (9, 1, 0, "impulse", "in 9 of 10 clips with any action"),
+        (17, 3, 0, "per_timestep", "in 3 of 20 clips with any action"),
+        (2, 0, 18, "impulse", "one non-zero row, at index 1, in 2 of 2 clips with any action"),
+        (0, 0, 2, "impulse", "every action is zero"),
+    ],
+)
+def test_nine_of_ten_moving_clips_suggest_an_impulse(
+    pushed: int, elsewhere: int, still: int, suggested: str, because: str, tmp_path: Path
+) -> None:
+    places: list[tuple[int, ...]] = [(1,)] * pushed + [(1, 2)] * elsewhere + [()] * still
+    for number, at in enumerate(places):
+        write_clip(tmp_path, number, actions=push_rows(2 * FRAMES, at))
+    actions = survey(tmp_path).actions
+    assert actions.suggested_alignment == suggested
+    assert because in str(actions.suggested_because)
 
 
 def test_pushes_elsewhere_are_named_when_impulse_would_drop_them(tmp_path: Path) -> None:
@@ -126,3 +151,61 @@ def test_actions_of_another_width_do_not_count(tmp_path: Path) -> None:
     assert before.rows == {2 * FRAMES: 3}
     assert before.alignments == {"impulse": 3, "per_timestep": 3, "as_is": 0}
     assert [(f.code, f.clips) for f in found.findings] == [("actions_shape", ("clip_00003",))]
+
+
+def test_the_usual_feature_map_is_taken_where_any_clip_has_it(tmp_path: Path) -> None:
+    for number in range(4):
+        write_clip(tmp_path, number)
+        path = feature_file(tmp_path, f"clip_{number:05d}")
+        shutil.copyfile(path, path.with_name("other.npy"))
+        if number != 2:
+            path.unlink()
+    found = survey(tmp_path)
+    assert found.feature_map == "vjepa2_vitl16"
+    assert [(f.code, f.count) for f in found.findings] == [("missing_features", 3)]
+
+
+def test_a_single_missing_id_is_a_gap(tmp_path: Path) -> None:
+    write_clips(tmp_path, [1, 3, 7])
+    ids = survey(tmp_path).ids
+    assert (ids.first, ids.last, ids.missing, ids.gaps) == (1, 7, 4, ((2, 2), (4, 6)))
+
+
+def test_a_sample_reaches_from_the_first_clip_to_the_last(tmp_path: Path) -> None:
+    for number in range(9):
+        features = make_features(number)
+        if number % 4 == 0:
+            features[0, 0, 0] = np.nan
+        write_clip(tmp_path, number, features=features, actions=push_rows(2 * FRAMES, (1,)))
+    found = survey(tmp_path, {"sample": 3})
+    assert found.content_read == 3
+    assert [(f.code, f.clips) for f in found.findings] == [("not_finite", ("clip_00000", "clip_00004", "clip_00008"))]
+
+
+def test_a_dtype_that_training_refuses_is_no_mixture(tmp_path: Path) -> None:
+    for number, dtype in enumerate(["float16", "float16", "float32", "float64"]):
+        write_clip(tmp_path, number, features=make_features(number, dtype=dtype), actions=push_rows(2 * FRAMES, (1,)))
+    found = {f.code: f.clips for f in survey(tmp_path).findings}
+    assert found == {"float64": ("clip_00003",), "mixed_dtypes": ("clip_00002",)}
+
+
+def test_ten_gaps_are_listed_and_all_counted(tmp_path: Path) -> None:
+    write_clips(tmp_path, list(range(0, 25, 2)))
+    ids = survey(tmp_path).ids
+    assert (ids.missing, ids.gaps) == (12, tuple((gap, gap) for gap in range(1, 21, 2)))
+
+
+def test_the_rate_is_that_of_the_features_read(tmp_path: Path) -> None:
+    write_clips(tmp_path, range(3))
+    storage = survey(tmp_path).storage
+    assert storage.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+    assert storage.read_bytes == 3 * make_features(0).nbytes
+    assert storage.read_bytes_per_second == pytest.approx(storage.read_bytes / storage.read_seconds)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 4, 4), (3, 4, 0), (3, 0, 4)])
+def test_an_empty_array_tells_no_sizes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    write_clips(tmp_path, range(2))
+    before = survey(tmp_path).geometry
+    write_clip(tmp_path, 2, features=np.zeros(shape, np.float32))
+    assert survey(tmp_path).geometry == before

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hopecli.report.console import ConsoleSink, counted, make_console
+from hopecli.report.console import ConsoleSink, counted, make_console, say
 from hopecli.report.progress import StageProgress
 from hopecli.report.tta import ConsoleStream, progress_line
 from tests.report.examples import CLIP, PROGRESS, VALIDATION, step_record
@@ -68,6 +68,70 @@ def test_bar_on_a_terminal_and_the_same_line_in_the_log(
     sink.close()
     assert logged(tmp_path / "train.log") == [STEP_LINE]
     assert "step 20/100" not in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
+
+
+def test_the_bar_of_a_stream_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    stream = ConsoleStream(every=4)
+    stream.begin(done=7, total=10)
+    assert stream.progress is not None
+    (bar,) = stream.progress.tasks
+    assert (bar.completed, bar.total) == (7, 10)
+    stream.clip(CLIP, PROGRESS)
+    assert (bar.completed, bar.description) == (8, progress_line(PROGRESS))
+    stream.close()
+
+
+def test_the_log_of_a_resumed_run_goes_on_and_is_there_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("first", "second"):
+        sink = ConsoleSink(tmp_path / "train.log")
+        sink.message(text)
+        assert logged(tmp_path / "train.log")[-1] == text
+        sink.close()
+    sink = ConsoleSink(tmp_path / "train.log")
+    sink._keep("runs/\udcff")  # a path that is not UTF-8
+    sink.close()
+    assert logged(tmp_path / "train.log") == ["first", "second", "runs/\\udcff"]
+
+
+def test_one_of_several_processes_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        say(f"process {rank}")
+    monkeypatch.delenv("RANK")
+    say("alone")
+    assert capsys.readouterr().err == "process 0\nalone\n"
+
+
+def test_stages_say_every_ten_seconds_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StageProgress() as progress:
+        for now, stage, done in [
+            (100.0, "reading", 1),
+            (109.0, "reading", 2),
+            (112.0, "reading", 3),  # 12 s for 3 of 10: 28 s for the others
+            (121.0, "reading", 4),
+            (125.0, "reading", 5),
+            (130.0, "checking", 1),
+            (139.0, "checking", 8),
+            (140.0, "checking", 8),
+        ]:
+            monkeypatch.setattr("time.monotonic", lambda now=now: now)
+            progress(stage, done, 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 3 of 10, ETA 28 s",
+        "reading: 5 of 10, ETA 25 s",
+        "checking: 8 of 10, ETA 2 s",
+    ]
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+def test_tables_off_a_terminal_are_not_cut(stderr: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert make_console(stderr=stderr).width == 160
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])

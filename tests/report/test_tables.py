@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from hopecli.report.console import ConsoleSink, make_console
-from hopecli.report.tables import pairs_table, plain_table
+from hopecli.report.tables import difference_table, pairs_table, plain_table
+from tests.report.examples import cells
 
 HORIZONS = [f"+{h}" for h in range(1, 8)]
 LABELS = ["model", "still", "shuffled action"]
@@ -57,3 +58,8 @@ def test_every_number_stands_in_a_line_of_its_label(width: int, parts: int) -> N
 def test_what_does_not_fit_anywhere_is_folded_not_cut() -> None:
     shown = "".join(lines(plain_table("", ["", "mean"], [["model", "0.1234567"]]), 9))
     assert sorted(shown.replace("─", "").replace(" ", "")) == sorted("meanmodel0.1234567")
+
+
+def test_each_value_of_two_presets_stands_under_its_own() -> None:
+    table = difference_table("one", "two", {"data.grid": ("4", "8"), "model.depth": ("6", None)})
+    assert cells(table) == {"data.grid": {"one": "4", "two": "8"}, "model.depth": {"one": "6", "two": "-"}}

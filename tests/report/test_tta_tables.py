@@ -125,6 +125,11 @@ def test_facts_without_updates_memory_or_source() -> None:
     ]
 
 
+def test_the_losses_before_the_first_eight_updates() -> None:
+    many = replace(TTA, per_step=[step / 10 for step in range(12)])
+    assert pairs(tta_tables(many)[1])["loss before each update"].split() == [f"0.{step}000" for step in range(8)]
+
+
 def test_forgetting_may_be_a_gain_be_unfinished_or_lack_clips() -> None:
     better = replace(FORGETTING, after=0.3, difference=Interval(-0.1, None, None), ratio=0.75, left_out=2)
     assert pairs(tta_tables(replace(TTA, forgetting=better))[1])["source loss"] == (
