@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ def test_bench_of_a_tiny_model(runtime: Runtime, monkeypatch: pytest.MonkeyPatch
         assert timing.matmul_share is not None
         rate = timing.flops / (timing.milliseconds / 1e3)
         assert timing.matmul_share == pytest.approx(rate / found.matmul["fp32"])
+    ms = {timing.name: timing.milliseconds for timing in found.timings}
+    assert found.rollout_speedup == pytest.approx(ms["rollout_recomputed"] / ms["rollout"])
     assert set(found.matmul) == {trial.precision for trial in trials if trial.usable}
     assert found.loader_clips_per_second is None
     assert found.largest_batch_tried is None
@@ -140,10 +143,12 @@ def test_bench_of_a_tiny_model(runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 
 
 def test_loader_rate_needs_clips_that_fit(tmp_path: Path) -> None:
-    for number in range(4):
+    for number in range(40):
         write_clip(tmp_path, number, features=make_features(number, frames=8), actions=count_rows(16))
-    settings = tiny("data.embed_dim=4", "data.source=folder")
-    assert loader_rate(settings, tmp_path) > 0
+    settings = tiny("data.embed_dim=4", "data.source=folder", "data.batch_size=20", "data.workers=0")
+    started = time.perf_counter()
+    rate = loader_rate(settings, tmp_path)
+    assert rate >= 40 / (time.perf_counter() - started)  # what is measured lies within; 2 batches would be far below
     with pytest.raises(DataError, match=r"width 4, but data\.embed_dim = 8"):
         loader_rate(tiny("data.source=folder"), tmp_path)
 

@@ -15,7 +15,7 @@ from hopecli.engine.adapt import Adapter, adapted_groups, only_adapted
 from hopecli.engine.results import to_tree
 from hopecli.engine.sink import NullStreamSink
 from hopecli.engine.tta import stream
-from hopecli.engine.tta_clip import adapt_on_rollout, make_plan, mean, score
+from hopecli.engine.tta_clip import adapt_on_rollout, make_plan, mean, score, walk_sequentially
 from hopecli.engine.tta_results import TtaClip, TtaProgress
 from hopecli.engine.tta_summary import summarise_stream
 from hopecli.errors import SettingsError
@@ -51,7 +51,20 @@ def test_a_step_that_has_proved_itself_is_not_taken_back() -> None:
     with only_adapted(adapter.model, adapter.parameters):
         updates = adapt_on_rollout(adapter, spoilt, plan_of(s), cpu())
     assert (updates.done, updates.skipped) == (0, 3)
+    assert len(updates.outcomes) == 1  # the same weights would only fail again
     assert same(everything(adapter), kept)
+
+
+@pytest.mark.parametrize(("frame", "done"), [(0, 6), (1, 5)])  # of 9; frame 1 takes back the step before it
+def test_a_frame_that_cannot_be_learned_costs_its_own_steps(frame: int, done: int) -> None:
+    s = settings("vit_ac", adapt="bias", mode="sequential", steps=3)
+    adapter, clip = adapter_for(adapt="bias", mode="sequential", steps=3), given(s)
+    spoilt = replace(clip, target=clip.target.clone())  # the clip itself stays whole
+    spoilt.target[0, frame, 0, 0] = math.nan
+    with only_adapted(adapter.model, adapter.parameters):
+        _, updates = walk_sequentially(adapter, spoilt, plan_of(s), cpu())
+    assert (updates.done, updates.skipped) == (done, 9 - done)
+    assert len(updates.outcomes) == 3 + 3 + 1
 
 
 def test_a_step_is_taken_back_once_and_only_while_it_is_the_last() -> None:

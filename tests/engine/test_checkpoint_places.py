@@ -1,0 +1,44 @@
+"""Checkpoints where the system refuses something: hard links, or the renaming after a crash."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from hopecli.engine.checkpoint import duplicate_checkpoint, load_checkpoint, load_trainer
+from hopecli.errors import CheckpointError
+from tests.engine.test_checkpoint import hidden, save
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as exFAT and some network disks have it
+
+    monkeypatch.setattr(os, "link", link)
+    kept = save(tmp_path / "epoch_0001")
+    duplicate_checkpoint(kept, tmp_path / "last")
+    assert load_checkpoint(str(tmp_path / "last")).info == {"step": 7}
+    assert load_trainer(tmp_path / "last")["step"] == 7
+    files = {path.stat().st_ino for folder in (kept, tmp_path / "last") for path in folder.iterdir()}
+    assert len(files) == 4
+    assert hidden(tmp_path) == []
+
+
+def test_what_a_crash_has_left_stays_until_the_next_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    save(checkpoints / "last").rename(checkpoints / ".last.old")  # all there is
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            raise OSError(errno.EIO, "Input/output error")
+        Path(source).rename(target)
+
+    with monkeypatch.context() as broken, pytest.raises(CheckpointError, match="Input/output error"):
+        broken.setattr(os, "replace", replace)
+        save(checkpoints / "last", step=8)
+    assert load_checkpoint(str(tmp_path)).info == {"step": 7}
