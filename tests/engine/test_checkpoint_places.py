@@ -1,4 +1,4 @@
-"""Checkpoints where the system refuses something: hard links, or the renaming after a crash."""
+"""Checkpoints and states where the system refuses something, or another process reads what is being replaced."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hopecli.engine.checkpoint import duplicate_checkpoint, load_checkpoint, load_trainer
+from hopecli.engine.checkpoint import duplicate_checkpoint, load_checkpoint, load_trainer, write_weights
+from hopecli.engine.tta_state import STATE_FILE, write_state
 from hopecli.errors import CheckpointError
-from tests.engine.test_checkpoint import hidden, save
+from tests.engine.test_checkpoint import hidden, save, weights
 
 
 def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +39,25 @@ def test_what_a_crash_has_left_stays_until_the_next_checkpoint_has_its_name(
             raise OSError(errno.EIO, "Input/output error")
         Path(source).rename(target)
 
-    with monkeypatch.context() as broken, pytest.raises(CheckpointError, match="Input/output error"):
-        broken.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CheckpointError, match="Input/output error"):
         save(checkpoints / "last", step=8)
     assert load_checkpoint(str(tmp_path)).info == {"step": 7}
+
+
+def test_who_reads_a_file_that_is_replaced_goes_on_reading_the_old_one(tmp_path: Path) -> None:
+    """The stream's state and adapted weights take their name in one step: no moment has half of them."""
+
+    def put(value: float) -> None:
+        write_state(tmp_path, {"value": value})
+        write_weights(tmp_path / "adapted.safetensors", weights(value), {}, {})
+
+    put(1.0)
+    for name in (STATE_FILE, "adapted.safetensors"):
+        before = (tmp_path / name).read_bytes()
+        with open(tmp_path / name, "rb", buffering=0) as reader:
+            put(2.0)
+            assert reader.read() == before
+        assert (tmp_path / name).read_bytes() != before
+        put(1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapted.safetensors", STATE_FILE]

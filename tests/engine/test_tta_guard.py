@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hopecli.data.store import Sample
 from hopecli.engine.adapt import Adapter, adapted_groups, only_adapted
 from hopecli.engine.results import to_tree
 from hopecli.engine.sink import NullStreamSink
 from hopecli.engine.tta import stream
-from hopecli.engine.tta_clip import adapt_on_rollout, make_plan, mean, score, walk_sequentially
+from hopecli.engine.tta_clip import Updates, adapt_on_rollout, make_plan, mean, score, walk_sequentially
+from hopecli.engine.tta_guard import Learned, score_after_update
 from hopecli.engine.tta_results import TtaClip, TtaProgress
 from hopecli.engine.tta_summary import summarise_stream
 from hopecli.errors import SettingsError
@@ -85,6 +87,19 @@ def test_a_step_is_taken_back_once_and_only_while_it_is_the_last() -> None:
     assert not adapter.step(infinite_slope).done  # but the loss was finite, which proves the step before
     assert not adapter.undo()
     assert same(everything(adapter), kept)
+
+
+def test_weights_that_predict_nothing_finite_are_given_up() -> None:
+    """After the updates, where taking back the last of them does not help."""
+    adapter, s = adapter_for(adapt="bias"), settings("vit_ac", adapt="bias")
+    start, clip, plan = everything(adapter), given(s), plan_of(s)
+    frozen = score(adapter.model, clip, plan, cpu(), None)
+    with torch.no_grad():
+        adapter.parameters[-1].fill_(math.nan)
+    learned = Learned(frozen, Updates(plan.steps))
+    assert score_after_update(adapter, clip, learned, plan, cpu()) == frozen
+    assert learned.restarts == 1
+    assert same(everything(adapter), start)
 
 
 @pytest.mark.parametrize(
