@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,25 @@ def test_calls_take_turns() -> None:
     assert seen == ["a", "b"] * (len(seen) // 2)
 
 
+@pytest.mark.parametrize(
+    ("calls", "seconds", "expected"),
+    [
+        (1, [1.0, 0.5, 0.1, 0.2, 0.3, 0.4], [(0.3, 5)]),  # the first, in which FLOPs are counted, warms up
+        (1, [3.0, 2.0], [(2.5, 2)]),
+        (1, [9.0], [(9.0, 1)]),
+        (2, [9.0, 1.0, 5.0, 2.0], [(7.0, 2), (2.0, 1)]),
+    ],
+)
+def test_medians_of_as_many_runs_as_there_is_time_for(
+    calls: int, seconds: list[float], expected: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter(seconds)
+    monkeypatch.setattr("hopecli.engine.bench_machine.timed", lambda call, device: next(taken))
+    found = measure_in_turn({str(i): lambda: None for i in range(calls)}, CPU)
+    assert [(m.seconds, m.runs) for m in found.values()] == [(pytest.approx(median), n) for median, n in expected]
+    assert next(taken, None) is None
+
+
 def test_matmul_rate_counts_a_multiply_and_an_add(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hopecli.engine.bench_machine.timed", lambda call, device: 0.5)
     assert matmul_rate(torch.float32, CPU, 8) == 2 * 8**3 / 0.5
@@ -103,6 +123,11 @@ def test_adaptation_changes_layer_norms_alone_and_training_step_keeps_weights(ru
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert all("norm" in name for name in changed)
+    forward = timed_and_counted(inference_passes(model, settings, clips, runtime)["rollout"], CPU)[1]
+    flops = timed_and_counted(adapt, CPU)[1]
+    assert flops is not None
+    assert forward is not None
+    assert flops < 2.5 * forward  # forward and the inputs' gradients; those of the weights would make it three times
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     train = training_pass(model, settings, clips, runtime)
     assert train is not None
@@ -218,10 +243,10 @@ def test_precisions_are_judged_by_their_numbers(monkeypatch: pytest.MonkeyPatch)
     refused = probes.try_precision("fp16", "cpu", report)
     assert not refused.usable
     assert "fp16 cannot be used on cpu" in refused.reason
-    monkeypatch.setattr(probes, "_precision_errors", lambda precision, device: (0.5, float("nan")))
-    wrong = probes.try_precision("fp32", "cpu", report)
-    assert not wrong.usable
-    assert "wrong numbers" in wrong.reason
+    for errors in ((0.0, math.nan), (math.nan, 0.0), (0.0, 0.5), (0.5, 0.0)):
+        monkeypatch.setattr(probes, "_precision_errors", lambda precision, device, found=errors: found)
+        wrong = probes.try_precision("fp32", "cpu", report)
+        assert (wrong.usable, wrong.reason[:13]) == (False, "wrong numbers"), errors
 
 
 def test_attention_backends_are_tried_with_a_call() -> None:
