@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from hopecli.data.store import Sample
 from hopecli.engine.adapt import Adapter, adapted_groups, only_adapted
@@ -21,7 +22,8 @@ from hopecli.engine.tta_guard import Learned, score_after_update
 from hopecli.engine.tta_results import TtaClip, TtaProgress
 from hopecli.engine.tta_summary import summarise_stream
 from hopecli.errors import SettingsError
-from tests.engine.streams import FACTS, FRAMES, Clips, build, cpu, equal, make_job, noise_clips, run, settings
+from hopecli.models.convlstm import LSTMState
+from tests.engine.streams import FACTS, FRAMES, Clips, build, cpu, equal, make_job, noise_clips, online, run, settings
 from tests.engine.test_adapt import everything, given, learn, plan_of, same
 
 HUGE: dict[str, Any] = {"lr": 1e25, "steps": 2, "reset_every": 100}
@@ -136,6 +138,21 @@ def test_no_number_is_lost_to_an_overflow(kind: str, changes: dict[str, Any], tm
     last = given(s, seed=3)  # the last clip of the stream
     plan = make_plan(s.adaptation, s.objective, FRAMES)
     assert math.isfinite(score(job.model, last, plan, cpu(), None))
+
+
+def test_a_memory_that_is_not_finite_is_not_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It overflows with the last frame, after which nothing of the clip is predicted: only the next one would show."""
+    job = make_job(settings("convlstm", adapt="bias", memory="carry"), noise_clips(3), tmp_path)
+    step = job.model.step
+
+    def overflowing(*given: Tensor, memory: LSTMState, t: int) -> tuple[Tensor, LSTMState]:
+        out, after = step(*given, memory=memory, t=t)
+        return out, LSTMState(*(value * math.inf for value in after)) if t == FRAMES - 2 else after
+
+    monkeypatch.setattr(job.model, "step", overflowing)
+    record = stream(job)
+    assert record.restarts == 0
+    assert online(record) == online(run(settings("convlstm", adapt="bias"), noise_clips(3), tmp_path)[0])
 
 
 def test_a_learning_rate_beyond_float32_is_refused() -> None:
