@@ -120,6 +120,17 @@ def test_fingerprints_of_an_earlier_version_tell_no_overlap(run: Path, tmp_path:
     assert evaluate(copy)["overlap_with_training"] is None
 
 
+def test_an_overlap_that_was_seen_counts_though_there_may_be_more(run: Path, tmp_path: Path) -> None:
+    """Clips saved as another feature map, one of them without the map that training read."""
+    copy = shutil.copytree(run.parents[2] / "clips", tmp_path / "copy")
+    for file in copy.glob("*/feature_maps/vjepa2_vitl16.npy"):
+        shutil.copy(file, file.with_name("other.npy"))
+    (copy / "clip_00000/feature_maps/vjepa2_vitl16.npy").unlink()
+    arguments = ["--data-dir", str(copy), "data.feature_map=other", "evaluation.clips=all"]
+    results = evaluate(run, *arguments)
+    assert (results["clips"], results["overlap_with_training"]) == (15, 5)
+
+
 def test_the_action_width_belongs_to_the_checkpoint(run: Path) -> None:
     outcome = outcome_of(run, "data.action_dim=3")
     assert outcome.code == 2
