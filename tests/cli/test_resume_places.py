@@ -124,6 +124,8 @@ def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
     newest = only_run(tmp_path)
     for older in ("quickstart/2001-01-01_00-00-00", "another/2002-01-01_00-00-00"):
         shutil.copytree(newest, tmp_path / "runs" / older)  # the copy's files are the newer ones
+    (tmp_path / "runs/foreign/2998-01-01_00-00-00").mkdir(parents=True)
+    (tmp_path / "runs/foreign/2998-01-01_00-00-00/config.yaml").write_text("no run of hope train")
     outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert Path(json.loads(outcome.out)["run_dir"]).name == newest.name

@@ -45,8 +45,9 @@ def test_the_environment_comes_before_the_env_file(variables: dict[str, str], us
     assert f"{used}: no run of hope train" in one_line(outcome)
 
 
-def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
-    outcome = in_shell('{ "$@"; echo $? >code; } | true', tmp_path, "presets")
+@pytest.mark.parametrize("command", [["presets"], ["presets", "--json"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_traceback(command: list[str], tmp_path: Path) -> None:
+    outcome = in_shell('{ "$@"; echo $? >code; } | true', tmp_path, *command)
     assert (tmp_path / "code").read_text() == "1\n"
     assert outcome.err == ""
 
