@@ -113,6 +113,15 @@ def test_unknown_names(device: str, precision: str, parts: tuple[str, ...]) -> N
             assert part in str(raised.value)
 
 
+@pytest.mark.parametrize(("first", "second", "precision"), [(T4, H100, "fp16"), (H100, T4, "bf16")])
+def test_of_several_gpus_the_first_counts(first: HardwareReport, second: HardwareReport, precision: str) -> None:
+    """A process without a launcher runs on device 0."""
+    choice = resolve("auto", "auto", dataclasses.replace(first, cuda=first.cuda + second.cuda))
+    assert (choice.device, choice.precision) == ("cuda", precision)
+    assert choice.device_label == first.cuda[0].name
+    assert "2 CUDA devices" in choice.device_reason
+
+
 def test_a_cpu_without_a_name_beside_a_gpu_is_not_called_a_gpu() -> None:
     assert resolve("cpu", "fp32", dataclasses.replace(A100, processor="")).device_label == ""
 

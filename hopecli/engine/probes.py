@@ -62,9 +62,10 @@ def try_precision(precision: PrecisionName, device: str, report: HardwareReport)
         loss_error, gradient_error = _precision_errors(precision, torch.device(device))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         return PrecisionTrial(precision, False, refused or f"the call failed: {_first_line(error)}", None, None)
-    worst, limit = max(loss_error, gradient_error), TOLERANCE[precision]
-    if not worst <= limit:  # also NaN
-        reason = f"wrong numbers: relative error {worst:.1e}, at most {limit:.0e} is rounding"
+    limit = TOLERANCE[precision]
+    wrong = [error for error in (loss_error, gradient_error) if not error <= limit]  # also NaN, which max() may drop
+    if wrong:
+        reason = f"wrong numbers: relative error {max(wrong):.1e}, at most {limit:.0e} is rounding"
         return PrecisionTrial(precision, False, refused or reason, loss_error, gradient_error)
     return PrecisionTrial(precision, refused is None, refused or "works", loss_error, gradient_error)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from hopecli.data.make_clips import make_clips
+from hopecli.data.split import read_split
 from hopecli.engine.scores import bootstrap_weights, interval
 from tests.cli.runner import TINY, Outcome, eval_row, evaluate, hope, only_run
 
@@ -94,6 +97,38 @@ def test_a_foreign_folder_has_no_held_out_clips(run: Path, tmp_path: Path) -> No
     outcome = outcome_of(run, "--data-dir", str(tmp_path / "other"), "evaluation.clips=held_out")
     assert outcome.code == 2
     assert "the held-out clips of the training run are not in this folder" in outcome.err
+
+
+@pytest.mark.parametrize("own", [0, 2])
+def test_names_alone_or_half_of_the_training_clips_make_no_training_folder(own: int, run: Path, tmp_path: Path) -> None:
+    """Clips 4 and 5 as trained on (or none), other ones under the names of as many others and of those held out."""
+    make_clips(tmp_path / "made", clips=7, grid=2, dim=8, domain="ice", seed=9)
+    for number in range(4, 4 + own):
+        shutil.copytree(run.parents[2] / f"clips/clip_{number:05d}", tmp_path / f"other/clip_{number:05d}")
+    for made, number in enumerate([*range(6, 6 + own), *range(9, 14)]):
+        shutil.copytree(tmp_path / f"made/clip_{made:05d}", tmp_path / f"other/clip_{number:05d}")
+    outcome = outcome_of(run, "--data-dir", str(tmp_path / "other"), "evaluation.clips=held_out")
+    assert outcome.code == 2, outcome.err
+    assert "the held-out clips of the training run are not in this folder" in outcome.err
+
+
+def test_fingerprints_of_an_earlier_version_tell_no_overlap(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "runs/quickstart/copy")
+    split = read_split(copy / "split.json")
+    short = {name: mark[:20] for name, mark in split.fingerprints.items()}
+    (copy / "split.json").write_text(replace(split, fingerprints=short).to_json())
+    assert evaluate(copy)["overlap_with_training"] is None
+
+
+def test_an_overlap_that_was_seen_counts_though_there_may_be_more(run: Path, tmp_path: Path) -> None:
+    """Clips saved as another feature map, one of them without the map that training read."""
+    copy = shutil.copytree(run.parents[2] / "clips", tmp_path / "copy")
+    for file in copy.glob("*/feature_maps/vjepa2_vitl16.npy"):
+        shutil.copy(file, file.with_name("other.npy"))
+    (copy / "clip_00000/feature_maps/vjepa2_vitl16.npy").unlink()
+    arguments = ["--data-dir", str(copy), "data.feature_map=other", "evaluation.clips=all"]
+    results = evaluate(run, *arguments)
+    assert (results["clips"], results["overlap_with_training"]) == (15, 5)
 
 
 def test_the_action_width_belongs_to_the_checkpoint(run: Path) -> None:

@@ -14,7 +14,7 @@ from hopecli.data.split import make_split
 from hopecli.data.store import ClipStore
 from tests.broken_clips import write_broken_folder
 from tests.cli.runner import TINY, hope, one_line, only_run
-from tests.clips import write_clip
+from tests.clips import count_rows, make_features, write_clip
 from tests.data.io_errors import fail_reading
 
 
@@ -85,6 +85,19 @@ def test_a_preset_that_fits_as_it_is(tmp_path: Path) -> None:
     assert fits["quickstart"]["fits"]
     assert fits["quickstart"]["overrides"] == []
     assert not fits["vjepa2_ac"]["fits"]
+
+
+def test_windows_are_cut_to_clips_one_frame_shorter(tmp_path: Path) -> None:
+    for number in range(20):
+        write_clip(tmp_path / "clips", number, features=make_features(number, frames=7), actions=count_rows(14))
+    (tmp_path / "presets").mkdir()
+    windows = "T_teacher: 7\n  T_rollout: 5\n  context_frames: 3\n"
+    (tmp_path / "presets/mine.yaml").write_text(f"extends: quickstart\nobjective:\n  {windows}")
+    fits = {fit["name"]: fit for fit in inspect(tmp_path, "clips")["presets"]}
+    wanted = ["data.num_timesteps=7", "objective.T_teacher=6"]
+    assert {*wanted, "objective.T_rollout=4"} <= set(fits["mine"]["overrides"])  # after 3 frames of context
+    assert {*wanted, "objective.T_rollout=6"} <= set(fits["quickstart"]["overrides"])
+    assert (fits["mine"]["problem"], fits["quickstart"]["problem"]) == (None, None)
 
 
 def test_broken_clips_exit_with_the_data_code_and_print_each_finding_once(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_a_skipped_clip_that_is_mended_is_used_again(tmp_path: Path) -> None:
     outcome = hope([*TRAIN, "data.val_split=0.2", "data.on_error=skip", "data.max_skipped=0.2"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert list(listed(tmp_path)) == ["clip_00003", "clip_00008"]
+    record = json.loads((only_run(tmp_path) / "split.json").read_text())
+    assert record["unreadable"] == ["clip_00003"]  # those of the training clips, whose content is not sure any more
     for n, content in before.items():
         assert json.loads(resumed(tmp_path).out)["skipped_clips"] == len(listed(tmp_path))
         (tmp_path / f"clips/clip_0000{n}" / FEATURES).write_bytes(content)

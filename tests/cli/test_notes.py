@@ -82,19 +82,19 @@ def test_states_of_some_training_clips_only(tmp_path: Path) -> None:
 
 
 def test_the_overrides_that_inspect_data_prints_are_enough(tmp_path: Path) -> None:
-    clips_of(tmp_path / "clips", [8] * 9 + [6] * 2 + [8] * 9)
+    clips_of(tmp_path / "clips", [8] * 9 + [6] * 2 + [8] * 10)  # 2 of these 21 break
     feature_file(tmp_path / "clips", "clip_00003").write_bytes(b"")
     broken = np.load(feature_file(tmp_path / "clips", "clip_00015"))
     broken[5, 1, 1] = np.nan
     np.save(feature_file(tmp_path / "clips", "clip_00015"), broken)
     survey = json.loads(hope(["inspect-data", "clips", "--deep", "--json"], tmp_path).out)
     (fit,) = (fit for fit in survey["presets"] if fit["name"] == "quickstart")
-    assert {'data.on_short="skip"', 'data.on_error="skip"', "data.max_skipped=0.1"} <= set(fit["overrides"])
+    assert {'data.on_short="skip"', 'data.on_error="skip"', "data.max_skipped=0.096"} <= set(fit["overrides"])
     small = ["model.width=16", "model.depth=1", "model.num_heads=2", "training.epochs=1"]
     command = ["train", "--preset", "quickstart", "--device", "cpu", "data.source=folder", "--data-dir", "clips"]
     line = " ".join(fit["overrides"])
     summary = json.loads(ran([*command, *shlex.split(line), *small, "--json"], tmp_path).out)
-    assert summary["train_clips"] + summary["held_out_clips"] == survey["usable"] == 16
+    assert summary["train_clips"] + summary["held_out_clips"] == survey["usable"] == 17
 
 
 def test_settings_without_effect(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hopecli.config.load import load_preset
 from tests.cli.runner import ROOT, TINY, hope, one_line
 from tests.cli.test_system import in_shell
 
@@ -88,3 +89,17 @@ def test_a_data_folder_that_is_not_utf8(tmp_path: Path) -> None:
         (tmp_path / "again.yaml").write_text(outcome.out, encoding="utf-8")
         again = hope(["train", "-p", "again.yaml", "--print-config"], tmp_path)
         assert f'data_dir: "{tmp_path}/c\\uDCFF"' in again.out
+
+
+def test_a_difference_names_the_other_preset_s_value_first(tmp_path: Path) -> None:
+    command = ["presets", "quickstart", "--diff", "quickstart", "optimizer.lr=0.5", "training.epochs=3"]
+    outcome = hope([*command, "--json"], tmp_path)
+    settings = load_preset("quickstart").settings
+    assert json.loads(outcome.out) == {
+        "optimizer.lr": [str(settings.optimizer.lr), "0.5"],
+        "training.epochs": [str(settings.training.epochs), "3"],
+    }
+    assert (outcome.code, outcome.err) == (0, "")
+    found = json.loads(hope(["presets", "quickstart", "optimizer.lr=0.5", "--json"], tmp_path).out)
+    assert found["settings"]["optimizer"]["lr"] == 0.5
+    assert found["origins"]["optimizer.lr"] != found["origins"]["training.epochs"]

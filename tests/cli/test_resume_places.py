@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hopecli.cli.common import is_dated, make_run_dir, started
 from hopecli.errors import CheckpointError
 from hopecli.report.lock import RunLock
 from tests.cli.runner import TINY, hope, one_line, only_run
@@ -123,6 +124,8 @@ def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
     newest = only_run(tmp_path)
     for older in ("quickstart/2001-01-01_00-00-00", "another/2002-01-01_00-00-00"):
         shutil.copytree(newest, tmp_path / "runs" / older)  # the copy's files are the newer ones
+    (tmp_path / "runs/foreign/2998-01-01_00-00-00").mkdir(parents=True)
+    (tmp_path / "runs/foreign/2998-01-01_00-00-00/config.yaml").write_text("no run of hope train")
     outcome = hope(["train", "--resume", "last", "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
     assert Path(json.loads(outcome.out)["run_dir"]).name == newest.name
@@ -135,6 +138,13 @@ def test_resume_last_takes_the_newest_run_of_any_preset(tmp_path: Path) -> None:
         outcome = hope([*command, "--ckpt", "last", "--device", "cpu"], tmp_path)
         assert outcome.code == 0, outcome.err
         assert "2999-01-01_00-00-00-10" in outcome.err.splitlines()[0]
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    folders = [make_run_dir(tmp_path / "runs" / "quickstart") for _ in range(12)]
+    assert len(set(folders)) == 12
+    assert all(is_dated(folder.name) and folder.is_dir() for folder in folders)
+    assert sorted(folders, key=lambda folder: started(folder.name)) == folders
 
 
 def test_ckpt_last_without_a_run(tmp_path: Path) -> None:

@@ -37,6 +37,21 @@ def test_a_bad_env_file(command: list[str], content: bytes, tmp_path: Path) -> N
     assert ".env: cannot be read" in one_line(outcome)
 
 
+@pytest.mark.parametrize(("variables", "used"), [({}, "from_file"), ({"HOPE_RUNS_DIR": "from_shell"}, "from_shell")])
+def test_the_environment_comes_before_the_env_file(variables: dict[str, str], used: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("HOPE_RUNS_DIR=from_file\n")
+    outcome = hope(["eval", "--ckpt", "last"], tmp_path, **variables)
+    assert outcome.code == 4
+    assert f"{used}: no run of hope train" in one_line(outcome)
+
+
+@pytest.mark.parametrize("command", [["presets"], ["presets", "--json"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_traceback(command: list[str], tmp_path: Path) -> None:
+    outcome = in_shell('{ "$@"; echo $? >code; } | true', tmp_path, *command)
+    assert (tmp_path / "code").read_text() == "1\n"
+    assert outcome.err == ""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("buffer", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("command", ["presets", "--help", "train -p quickstart --print-config"])

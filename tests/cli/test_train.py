@@ -143,7 +143,16 @@ def test_dry_run_measures_and_writes_nothing(tmp_path: Path) -> None:
     assert (result["train_clips"], result["steps_per_epoch"], result["total_steps"]) == (18, 4, 8)
     assert result["parameters"] == load_and_count()
     assert result["grad_norm"] > 0
+    assert result["micro_batch"] == result["global_batch"] == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_estimates_a_micro_batch(tmp_path: Path) -> None:
+    outcome = hope([*QUICK, "--dry-run", "--json", "data.batch_size=16", "training.accumulate=2"], tmp_path)
+    result = json.loads(outcome.out)
+    assert (result["global_batch"], result["micro_batch"], result["batch"]) == (16, 8, 2)
+    if result["activation_bytes_per_clip"] is not None:  # where the system tells the peak
+        assert result["estimated_bytes"] == result["static_bytes"] + 8 * result["activation_bytes_per_clip"]
 
 
 def test_dry_run_of_a_range_of_the_built_in_clips(tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_clips_that_were_adapted_on_are_no_source(run: Path, tmp_path: Path) -> 
 
     result(run, "tta", run, *FAST, "--name", "held_out")
     adapted = run / "tta/held_out/adapted.safetensors"
+    outcome = hope(["eval", "--ckpt", str(adapted), "--device", "cpu", "--json"], run.parents[2])
+    found = json.loads(outcome.out)  # on all clips: each was trained or adapted on
+    assert found["overlap_with_training"] == found["clips"] == 20
     assert result(run, "tta", adapted, "--data-dir", "walls", *FAST)["forgetting"] is None
     given = ["--data-dir", "walls", *FAST, "--source-data-dir", str(own), "adaptation.source_clips=16"]
     found = result(run, "tta", adapted, *given)["forgetting"]

@@ -63,6 +63,14 @@ def test_only_the_adapted_subset_moves_and_nothing_keeps_a_gradient(kind: str) -
     assert all(p.grad is None for p in adapter.model.parameters())
 
 
+def test_a_gradient_ends_with_the_block_it_was_taken_in() -> None:
+    adapter = adapter_for(settings("convlstm", adapt="bias"))
+    with only_adapted(adapter.model, adapter.parameters):
+        torch.stack([p.sum() for p in adapter.parameters]).sum().backward()
+        assert all(p.grad is not None for p in adapter.parameters)
+    assert all(p.grad is None for p in adapter.model.parameters())
+
+
 def test_a_slow_level_moves_on_its_fourth_step() -> None:
     s = settings("hope", adapt="mlp_out", steps=3)
     adapter, name = adapter_for(s), "hope_blocks.0.cms.1.fc2.weight"
@@ -202,6 +210,17 @@ def test_swap_and_restore_is_bit_exact(kind: str) -> None:
     assert same(everything(adapter), adapted)
     adapter.reset()
     assert same(everything(adapter), start)
+
+
+def test_a_snapshot_can_be_restored_again_and_again() -> None:
+    s = settings("hope", adapt="bias+mlp_out", steps=3)
+    adapter = adapter_for(s)
+    learn(adapter, s)  # so that the optimizer has moments
+    saved, then = adapter.snapshot(), everything(adapter)
+    for seed in (4, 5):
+        learn(adapter, s, seed=seed)
+        adapter.restore(saved)
+        assert same(everything(adapter), then)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "weights"])

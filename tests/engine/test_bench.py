@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,25 @@ def test_calls_take_turns() -> None:
     assert seen == ["a", "b"] * (len(seen) // 2)
 
 
+@pytest.mark.parametrize(
+    ("calls", "seconds", "expected"),
+    [
+        (1, [1.0, 0.5, 0.1, 0.2, 0.3, 0.4], [(0.3, 5)]),  # the first, in which FLOPs are counted, warms up
+        (1, [3.0, 2.0], [(2.5, 2)]),
+        (1, [9.0], [(9.0, 1)]),
+        (2, [9.0, 1.0, 5.0, 2.0], [(7.0, 2), (2.0, 1)]),
+    ],
+)
+def test_medians_of_as_many_runs_as_there_is_time_for(
+    calls: int, seconds: list[float], expected: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter(seconds)
+    monkeypatch.setattr("hopecli.engine.bench_machine.timed", lambda call, device: next(taken))
+    found = measure_in_turn({str(i): lambda: None for i in range(calls)}, CPU)
+    assert [(m.seconds, m.runs) for m in found.values()] == [(pytest.approx(median), n) for median, n in expected]
+    assert next(taken, None) is None
+
+
 def test_matmul_rate_counts_a_multiply_and_an_add(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hopecli.engine.bench_machine.timed", lambda call, device: 0.5)
     assert matmul_rate(torch.float32, CPU, 8) == 2 * 8**3 / 0.5
@@ -102,6 +123,11 @@ def test_adaptation_changes_layer_norms_alone_and_training_step_keeps_weights(ru
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert all("norm" in name for name in changed)
+    forward = timed_and_counted(inference_passes(model, settings, clips, runtime)["rollout"], CPU)[1]
+    flops = timed_and_counted(adapt, CPU)[1]
+    assert flops is not None
+    assert forward is not None
+    assert flops < 2.5 * forward  # forward and the inputs' gradients; those of the weights would make it three times
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     train = training_pass(model, settings, clips, runtime)
     assert train is not None
@@ -132,6 +158,8 @@ def test_bench_of_a_tiny_model(runtime: Runtime, monkeypatch: pytest.MonkeyPatch
         assert timing.matmul_share is not None
         rate = timing.flops / (timing.milliseconds / 1e3)
         assert timing.matmul_share == pytest.approx(rate / found.matmul["fp32"])
+    ms = {timing.name: timing.milliseconds for timing in found.timings}
+    assert found.rollout_speedup == pytest.approx(ms["rollout_recomputed"] / ms["rollout"])
     assert set(found.matmul) == {trial.precision for trial in trials if trial.usable}
     assert found.loader_clips_per_second is None
     assert found.largest_batch_tried is None
@@ -140,10 +168,12 @@ def test_bench_of_a_tiny_model(runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 
 
 def test_loader_rate_needs_clips_that_fit(tmp_path: Path) -> None:
-    for number in range(4):
+    for number in range(40):
         write_clip(tmp_path, number, features=make_features(number, frames=8), actions=count_rows(16))
-    settings = tiny("data.embed_dim=4", "data.source=folder")
-    assert loader_rate(settings, tmp_path) > 0
+    settings = tiny("data.embed_dim=4", "data.source=folder", "data.batch_size=20", "data.workers=0")
+    started = time.perf_counter()
+    rate = loader_rate(settings, tmp_path)
+    assert rate >= 40 / (time.perf_counter() - started)  # what is measured lies within; 2 batches would be far below
     with pytest.raises(DataError, match=r"width 4, but data\.embed_dim = 8"):
         loader_rate(tiny("data.source=folder"), tmp_path)
 
@@ -213,10 +243,10 @@ def test_precisions_are_judged_by_their_numbers(monkeypatch: pytest.MonkeyPatch)
     refused = probes.try_precision("fp16", "cpu", report)
     assert not refused.usable
     assert "fp16 cannot be used on cpu" in refused.reason
-    monkeypatch.setattr(probes, "_precision_errors", lambda precision, device: (0.5, float("nan")))
-    wrong = probes.try_precision("fp32", "cpu", report)
-    assert not wrong.usable
-    assert "wrong numbers" in wrong.reason
+    for errors in ((0.0, math.nan), (math.nan, 0.0), (0.0, 0.5), (0.5, 0.0)):
+        monkeypatch.setattr(probes, "_precision_errors", lambda precision, device, found=errors: found)
+        wrong = probes.try_precision("fp32", "cpu", report)
+        assert (wrong.usable, wrong.reason[:13]) == (False, "wrong numbers"), errors
 
 
 def test_attention_backends_are_tried_with_a_call() -> None:

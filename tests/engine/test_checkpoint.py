@@ -189,7 +189,7 @@ def test_duplicate_survives_the_replacement_of_its_source(tmp_path: Path) -> Non
         (2, [9999, 10_000]),
         (1, [10_000]),  # which comes before epoch_9999 in the alphabet
         (4, [1, 2, 9999, 10_000]),
-        (9, [1, 2, 9999, 10_000]),
+        (5, [1, 2, 9999, 10_000]),
     ],
 )
 def test_remove_old_keeps_the_newest(keep: int | None, left: list[int], tmp_path: Path) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
+from hopecli.config.load import load_preset
 from hopecli.config.schema import CopyLastSettings, ViTACSettings
-from hopecli.engine.dry_run import static_bytes
+from hopecli.engine.dry_run import forward_backward, random_batch, static_bytes
+from hopecli.engine.runtime import start
+from hopecli.engine.train_step import TrainingObjective, initial_phase
 from hopecli.models.build import build_model
+from tests.cli.runner import TINY
+from tests.engine.runs import CPU
 
 
 def test_trained_weights_count_four_times_and_frozen_ones_once() -> None:
@@ -17,3 +25,17 @@ def test_trained_weights_count_four_times_and_frozen_ones_once() -> None:
     assert static_bytes(model.bfloat16()) == 2 * (4 * (everything - frozen) + frozen)
     copy_last = build_model(CopyLastSettings(), grid=2, embed_dim=6, action_dim=3, seed=0)
     assert static_bytes(copy_last) == 0
+
+
+def test_a_pass_is_one_of_training_and_leaves_no_gradient() -> None:
+    s = load_preset("quickstart", [*TINY, "model.drop_path=0"]).settings
+    model = build_model(s.model, grid=2, embed_dim=8, action_dim=s.data.action_dim, seed=0)
+    batch = random_batch(s, 2)
+    found = forward_backward(model, s, batch, start(CPU))
+    assert all(p.grad is None for p in model.parameters())
+    total, _, _ = TrainingObjective(model, s.objective)(batch, initial_phase(s.objective))
+    total.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    # The same float32 pass; only the norm is summed in another order.
+    assert found.loss == pytest.approx(float(total.detach()), rel=1e-6)
+    assert found.grad_norm == pytest.approx(float(gradient.norm()), rel=1e-5)

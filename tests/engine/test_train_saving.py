@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from hopecli.engine.checkpoint import load_checkpoint
+from hopecli.engine.checkpoint import load_checkpoint, load_trainer
+from hopecli.engine.train_run import TrainRun
 from tests.engine.runs import Kept, run, write_random_clips
 
 
@@ -47,3 +49,18 @@ def test_checkpoints_say_how_far_they_went(clips: Path, tmp_path: Path) -> None:
         info = load_checkpoint(str(tmp_path / "checkpoints" / name)).info
         assert (info["step"], info["epoch"]) == (step, epoch)
         assert (info["preset"], info["split"]) == ("test", done.job.split.hash)
+
+
+def test_the_loss_scaler_goes_on_where_it_was(clips: Path, tmp_path: Path) -> None:
+    """Of fp16, which only a GPU trains in: here a scaler is put beside the state of an fp32 run."""
+    job = run(clips, tmp_path).job
+    accelerator = job.runtime.accelerator
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    accelerator.scaler.scale(torch.ones(()))  # it has a scale from its first use on
+    TrainRun(job).save(0, keep=False, validation=None)
+    state = load_trainer(tmp_path / "checkpoints" / "last")
+    assert state["scaler"]["scale"] == 8.0
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    job.resumed = state
+    TrainRun(job)
+    assert accelerator.scaler.get_scale() == 8.0

@@ -12,6 +12,7 @@ import pytest
 
 from hopecli.engine.results import Interval
 from hopecli.engine.scores import bootstrap_weights
+from hopecli.engine.tta import stream
 from hopecli.engine.tta_job import StreamRecord, TtaJob
 from hopecli.engine.tta_results import SourceRecord, TtaClip
 from hopecli.engine.tta_summary import StreamFacts, summarise_stream
@@ -195,3 +196,10 @@ def test_what_was_not_measured_is_none(record: StreamRecord, tmp_path: Path) -> 
     assert len(r.orders) == 1
     perfect = [replace(found, frozen=0.0) for found in bare]
     assert summarise_stream(job_in(tmp_path), replace(started, rows=perfect), FACTS).relative_difference is None
+
+
+def test_where_nothing_is_adapted_nothing_of_it_is_measured(tmp_path: Path) -> None:
+    record = stream(make_job(settings("hope", adapt="none", memory="carry"), noise_clips(2), tmp_path))
+    for row in record.rows:
+        assert (row.after_update, row.grad_norm, row.grad_norm_clipped, row.drift) == (None,) * 4
+        assert (row.steps_done, row.steps_skipped, row.step_losses) == (0, 0, [])

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from hopecli.data.store import Sample
 from hopecli.engine.adapt import Adapter, adapted_groups, only_adapted
 from hopecli.engine.results import to_tree
 from hopecli.engine.sink import NullStreamSink
 from hopecli.engine.tta import stream
-from hopecli.engine.tta_clip import adapt_on_rollout, make_plan, mean, score
+from hopecli.engine.tta_clip import Updates, adapt_on_rollout, make_plan, mean, score, walk_sequentially
+from hopecli.engine.tta_guard import Learned, score_after_update
 from hopecli.engine.tta_results import TtaClip, TtaProgress
 from hopecli.engine.tta_summary import summarise_stream
 from hopecli.errors import SettingsError
-from tests.engine.streams import FACTS, FRAMES, Clips, build, cpu, equal, make_job, noise_clips, run, settings
+from hopecli.models.convlstm import LSTMState
+from tests.engine.streams import FACTS, FRAMES, Clips, build, cpu, equal, make_job, noise_clips, online, run, settings
 from tests.engine.test_adapt import everything, given, learn, plan_of, same
 
 HUGE: dict[str, Any] = {"lr": 1e25, "steps": 2, "reset_every": 100}
@@ -51,7 +55,20 @@ def test_a_step_that_has_proved_itself_is_not_taken_back() -> None:
     with only_adapted(adapter.model, adapter.parameters):
         updates = adapt_on_rollout(adapter, spoilt, plan_of(s), cpu())
     assert (updates.done, updates.skipped) == (0, 3)
+    assert len(updates.outcomes) == 1  # the same weights would only fail again
     assert same(everything(adapter), kept)
+
+
+@pytest.mark.parametrize(("frame", "done"), [(0, 6), (1, 5)])  # of 9; frame 1 takes back the step before it
+def test_a_frame_that_cannot_be_learned_costs_its_own_steps(frame: int, done: int) -> None:
+    s = settings("vit_ac", adapt="bias", mode="sequential", steps=3)
+    adapter, clip = adapter_for(adapt="bias", mode="sequential", steps=3), given(s)
+    spoilt = replace(clip, target=clip.target.clone())  # the clip itself stays whole
+    spoilt.target[0, frame, 0, 0] = math.nan
+    with only_adapted(adapter.model, adapter.parameters):
+        _, updates = walk_sequentially(adapter, spoilt, plan_of(s), cpu())
+    assert (updates.done, updates.skipped) == (done, 9 - done)
+    assert len(updates.outcomes) == 3 + 3 + 1
 
 
 def test_a_step_is_taken_back_once_and_only_while_it_is_the_last() -> None:
@@ -72,6 +89,19 @@ def test_a_step_is_taken_back_once_and_only_while_it_is_the_last() -> None:
     assert not adapter.step(infinite_slope).done  # but the loss was finite, which proves the step before
     assert not adapter.undo()
     assert same(everything(adapter), kept)
+
+
+def test_weights_that_predict_nothing_finite_are_given_up() -> None:
+    """After the updates, where taking back the last of them does not help."""
+    adapter, s = adapter_for(adapt="bias"), settings("vit_ac", adapt="bias")
+    start, clip, plan = everything(adapter), given(s), plan_of(s)
+    frozen = score(adapter.model, clip, plan, cpu(), None)
+    with torch.no_grad():
+        adapter.parameters[-1].fill_(math.nan)
+    learned = Learned(frozen, Updates(plan.steps))
+    assert score_after_update(adapter, clip, learned, plan, cpu()) == frozen
+    assert learned.restarts == 1
+    assert same(everything(adapter), start)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +138,21 @@ def test_no_number_is_lost_to_an_overflow(kind: str, changes: dict[str, Any], tm
     last = given(s, seed=3)  # the last clip of the stream
     plan = make_plan(s.adaptation, s.objective, FRAMES)
     assert math.isfinite(score(job.model, last, plan, cpu(), None))
+
+
+def test_a_memory_that_is_not_finite_is_not_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It overflows with the last frame, after which nothing of the clip is predicted: only the next one would show."""
+    job = make_job(settings("convlstm", adapt="bias", memory="carry"), noise_clips(3), tmp_path)
+    step = job.model.step
+
+    def overflowing(*given: Tensor, memory: LSTMState, t: int) -> tuple[Tensor, LSTMState]:
+        out, after = step(*given, memory=memory, t=t)
+        return out, LSTMState(*(value * math.inf for value in after)) if t == FRAMES - 2 else after
+
+    monkeypatch.setattr(job.model, "step", overflowing)
+    record = stream(job)
+    assert record.restarts == 0
+    assert online(record) == online(run(settings("convlstm", adapt="bias"), noise_clips(3), tmp_path)[0])
 
 
 def test_a_learning_rate_beyond_float32_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +47,20 @@ def test_progress_counts_the_steps_that_were_skipped(tmp_path: Path) -> None:
     sink = Listener()
     stream(make_job(settings("vit_ac", adapt="bias", lr=1e25, steps=2), noise_clips(3), tmp_path, sink=sink))
     assert [progress.steps_skipped for _, progress in sink.heard] == [2, 4, 6]
+
+
+class StopAfter(Listener):
+    """Sends this process a real signal once two clips are done."""
+
+    def clip(self, row: TtaClip, progress: TtaProgress) -> None:
+        super().clip(row, progress)
+        if progress.done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_resumed_stream_goes_on_counting(tmp_path: Path) -> None:
+    s, clips = settings("vit_ac", adapt="bias", lr=1e25, steps=2), noise_clips(3)
+    assert stream(make_job(s, clips, tmp_path, sink=StopAfter())).stopped_by == "SIGTERM"
+    sink = Listener()
+    stream(make_job(s, clips, tmp_path, sink=sink, resume=True))
+    assert [(progress.done, progress.steps_skipped) for _, progress in sink.heard] == [(3, 6)]

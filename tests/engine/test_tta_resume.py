@@ -53,6 +53,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     again = job("part", resume=True)
     resumed = stream(again)
     assert measured(resumed) == measured(whole)
+    assert resumed.stopped_by is None
     assert resumed.source == whole.source
     assert resumed.source_after == whole.source_after
     assert equal(dict(again.model.state_dict()), dict(uninterrupted.model.state_dict()))

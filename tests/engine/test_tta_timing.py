@@ -94,3 +94,29 @@ def test_seconds_add_up_over_an_interruption(monkeypatch: pytest.MonkeyPatch, tm
     assert stopped.seconds == pytest.approx(whole * 2 / 3)
     resumed = stream(job_under(Clock(monkeypatch, now=5e4), tmp_path / "part", resume=True))
     assert resumed.seconds == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    ("every", "seconds", "saved"),
+    [
+        (1, 0.0, [1, 2, 3, 4, 5, 6]),
+        (2, 0.0, [2, 4, 6]),
+        (0, 0.0, []),
+        (1, 0.9, [1, 3, 5]),  # of ten seconds per clip: more than 5 % each time, less every other time
+    ],
+)
+def test_the_state_is_saved_every_so_many_clips_and_takes_a_small_share_of_the_time(
+    every: int, seconds: float, saved: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, write, found = Clock(monkeypatch), tta.write_state, []
+
+    def slow(folder: Path, state: dict[str, Any]) -> None:
+        clock.work(seconds)
+        found.append(state["record"]["position"])
+        write(folder, state)
+
+    monkeypatch.setattr(tta, "write_state", slow)
+    job = make_job(settings("convlstm", adapt="bias", steps=1, save_every=every), noise_clips(6), tmp_path)
+    job.clips = SlowClips(noise_clips(6), clock)
+    stream(job)
+    assert found == saved

@@ -1,0 +1,63 @@
+"""Checkpoints and states where the system refuses something, or another process reads what is being replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from hopecli.engine.checkpoint import duplicate_checkpoint, load_checkpoint, load_trainer, write_weights
+from hopecli.engine.tta_state import STATE_FILE, write_state
+from hopecli.errors import CheckpointError
+from tests.engine.test_checkpoint import hidden, save, weights
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")  # as exFAT and some network disks have it
+
+    monkeypatch.setattr(os, "link", link)
+    kept = save(tmp_path / "epoch_0001")
+    duplicate_checkpoint(kept, tmp_path / "last")
+    assert load_checkpoint(str(tmp_path / "last")).info == {"step": 7}
+    assert load_trainer(tmp_path / "last")["step"] == 7
+    files = {path.stat().st_ino for folder in (kept, tmp_path / "last") for path in folder.iterdir()}
+    assert len(files) == 4
+    assert hidden(tmp_path) == []
+
+
+def test_what_a_crash_has_left_stays_until_the_next_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    save(checkpoints / "last").rename(checkpoints / ".last.old")  # all there is
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            raise OSError(errno.EIO, "Input/output error")
+        Path(source).rename(target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save(checkpoints / "last", step=8)
+    assert load_checkpoint(str(tmp_path)).info == {"step": 7}
+
+
+def test_who_reads_a_file_that_is_replaced_goes_on_reading_the_old_one(tmp_path: Path) -> None:
+    """The stream's state and adapted weights take their name in one step: no moment has half of them."""
+
+    def put(value: float) -> None:
+        write_state(tmp_path, {"value": value})
+        write_weights(tmp_path / "adapted.safetensors", weights(value), {}, {})
+
+    put(1.0)
+    for name in (STATE_FILE, "adapted.safetensors"):
+        before = (tmp_path / name).read_bytes()
+        with open(tmp_path / name, "rb", buffering=0) as reader:
+            put(2.0)
+            assert reader.read() == before
+        assert (tmp_path / name).read_bytes() != before
+        put(1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapted.safetensors", STATE_FILE]
