@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -83,15 +85,14 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
 def _complete(folder: Path, settings: DataSettings) -> bool:
     """Whether the cached folder still holds all that was made: files may have been removed or cut short since."""
     p = settings.physics
-    values = FRAMES // 2 * settings.grid**2 * settings.embed_dim
     least = {
-        "feature_maps/vjepa2_vitl16.npy": values * np.dtype(p.dtype).itemsize,
-        "actions_states/actions.npy": FRAMES * 2 * np.dtype(np.float32).itemsize,
+        "feature_maps/vjepa2_vitl16.npy": _saved_size((FRAMES // 2, settings.grid**2, settings.embed_dim), p.dtype),
+        "actions_states/actions.npy": _saved_size((FRAMES, 2), "float32"),
     }
 
     def whole(clip: str) -> bool:
         with suppress(FileNotFoundError):
-            return all((folder / clip / file).stat().st_size > size for file, size in least.items())  # and a header
+            return all((folder / clip / file).stat().st_size >= size for file, size in least.items())
         return False
 
     if not (folder / "clips.json").is_file():
@@ -102,6 +103,14 @@ def _complete(folder: Path, settings: DataSettings) -> bool:
     except FileNotFoundError:  # another process has just put it aside
         return False
     return len(clips) == p.clips and all(each(whole, clips))
+
+
+def _saved_size(shape: tuple[int, ...], dtype: str) -> int:
+    """Bytes of the .npy file of an array [shape]: its header and its values."""
+    head = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, fields)
+    return head.tell() + math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def _discard(folder: Path, settings: DataSettings) -> None:

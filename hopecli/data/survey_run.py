@@ -138,10 +138,10 @@ def _collected_earlier(findings: Findings, look: Look, actions: ActionFacts) -> 
         findings.add_many("actions_zero", tally.zero_clips, tally.zero_names, "every action row is zero")
     if tally is not None and actions.suggested_alignment == "impulse":
         findings.add_many("actions_dropped", tally.dropped, tally.dropped_clips, "non-zero rows other than index 1")
-    usual = look.shapes.dtypes.most_common(1)
-    for dtype, count in look.shapes.dtypes.items():
-        if dtype in ("float16", "float32") and dtype != usual[0][0]:
-            findings.add_many("mixed_dtypes", count, look.shapes.dtype_clips[dtype], f"{dtype} among {usual[0][0]}")
+    usual, *others = [dtype for dtype, _ in look.shapes.dtypes.most_common() if dtype in ("float16", "float32")] or [""]
+    for dtype in others:  # one at most: other dtypes are errors
+        count, clips = look.shapes.dtypes[dtype], look.shapes.dtype_clips[dtype]
+        findings.add_many("mixed_dtypes", count, clips, f"{dtype} among {usual}")
 
 
 def _check_all(

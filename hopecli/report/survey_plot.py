@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hopecli.data.survey import Pictures, Survey
+from hopecli.report.console import counted
 from hopecli.report.plots import new_figure, save_figure
 
 PCA_FRAMES = 8
@@ -23,7 +24,7 @@ def plot_survey(survey: Survey, pictures: Pictures, path: Path) -> None:
     _motion(motion, survey)
     _actions(actions, pictures.actions)
     _pca(bottom, pictures)
-    top.suptitle(f"{survey.clips} clips, {survey.content_read} read whole")
+    top.suptitle(f"{counted(survey.clips, 'clip')}, {survey.content_read} read whole")
     save_figure(figure, path)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from hopecli.config.schema import PhysicsSettings
 from hopecli.data.make_clips import make_clips
+from hopecli.engine.checkpoint import load_checkpoint, write_weights
 from tests.cli.runner import hope, small_run
 
 READ = {
@@ -60,3 +61,21 @@ def test_the_seed_of_the_run_is_told_from_the_evaluations(run: Path) -> None:
     assert (found["seed"], found["training_seed"]) == (3, 7)
     found = written(run, "tta", "seed", "adaptation.seed=3")
     assert (found["protocol"]["seed"], found["training_seed"]) == (3, 7)
+
+
+def test_a_split_made_again_must_be_the_one_trained_on(run: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(str(run))
+    info = {**checkpoint.info, "split": "0" * 16}
+    write_weights(tmp_path / "w.safetensors", weights=checkpoint.weights, settings=checkpoint.settings, info=info)
+    outcome = hope(["eval", "--ckpt", "w.safetensors"], tmp_path, HOPE_CACHE_DIR=str(run.parents[2] / "cache"))
+    assert outcome.code == 0, outcome.err
+    assert "the training split is not known, so overlap with training clips cannot be checked" in outcome.err
+    (results,) = (tmp_path / "runs/eval/w").glob("*/results.json")
+    assert results.parent.name.startswith("all_")
+    assert json.loads(results.read_text())["overlap_with_training"] is None
+
+
+def test_only_an_adaptation_writes_weights(run: Path) -> None:
+    for adapt in ("none", "layernorm"):
+        written(run, "tta", adapt, f"adaptation.adapt={adapt}")
+    assert [(run / f"tta/{adapt}/adapted.safetensors").exists() for adapt in ("none", "layernorm")] == [False, True]

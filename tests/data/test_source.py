@@ -25,6 +25,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.npy")}
 
 
+def cut_last_byte(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
 def test_a_complete_cache_is_used_without_a_word() -> None:
     said: list[str] = []
     folder = clips_folder(SETTINGS, said.append)
@@ -42,6 +46,8 @@ def test_a_complete_cache_is_used_without_a_word() -> None:
         lambda folder: shutil.copytree(folder / "clip_00001", folder / "clip_00003"),
         lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 200),
         lambda folder: os.truncate(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy", 8 * 4 * 4 * 2),  # no header's
+        lambda folder: cut_last_byte(folder / "clip_00002/feature_maps/vjepa2_vitl16.npy"),
+        lambda folder: cut_last_byte(folder / "clip_00001/actions_states/actions.npy"),
         lambda folder: (folder / "clip_00000/actions_states/actions.npy").unlink(),
     ],
 )

@@ -189,6 +189,14 @@ def test_a_dtype_that_training_refuses_is_no_mixture(tmp_path: Path) -> None:
     assert found == {"float64": ("clip_00003",), "mixed_dtypes": ("clip_00002",)}
 
 
+def test_the_usual_dtype_is_one_that_training_takes(tmp_path: Path) -> None:
+    for number, dtype in enumerate(["float64", "float64", "float16", "float64", "float32", "float16"]):
+        write_clip(tmp_path, number, features=make_features(number, dtype=dtype), actions=push_rows(2 * FRAMES, (1,)))
+    found = {f.code: (f.count, f.example) for f in survey(tmp_path).findings}
+    assert found["float64"][0] == 3
+    assert found["mixed_dtypes"] == (1, "float32 among float16")
+
+
 def test_ten_gaps_are_listed_and_all_counted(tmp_path: Path) -> None:
     write_clips(tmp_path, list(range(0, 25, 2)))
     ids = survey(tmp_path).ids
