@@ -16,6 +16,7 @@ from hopecli.models.hope.memory import MEMORY_NAMES, MemoryWeights
 from hopecli.models.hope.predictor import HopeMemory, HopePredictor
 from hopecli.models.hope.titans import FastWeights
 from hopecli.models.vit_ac import ViTAC
+from tests.models.initial_values import check_initial
 
 D, A, GRID = 12, 3, 2
 
@@ -124,18 +125,8 @@ def test_initial_weights_and_biases_are_those_of_the_vit_but_for_memories_and_ga
         cms_multipliers=(1.0,),
     )
     for name, p in model.named_parameters():
-        if ".gates." in name or ".memories." in name or "local_conv" in name:
-            continue
-        if "norm" in name:
-            assert torch.equal(p, torch.full_like(p, float(name.endswith("weight")))), name
-        elif name.endswith("encoder.bias"):
-            # 128 draws: the standard error of a std is 6 %, four of them
-            assert p.std().item() == pytest.approx(0.02, rel=0.25), name
-        elif name.endswith("bias"):
-            assert not p.any(), name
-        else:
-            # at least 8,064 draws: standard error 0.8 %, five of them
-            assert p.std().item() == pytest.approx(0.02, rel=0.04), name
+        if not any(part in name for part in (".gates.", ".memories.", "local_conv")):
+            check_initial(name, p)
 
 
 @torch.no_grad()

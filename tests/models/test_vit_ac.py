@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hopecli.models.attention import Block, SwiGluMLP
 from hopecli.models.vit_ac import ViTAC
 from tests.masked_attention import one_masked_call
+from tests.models.initial_values import check_initial
 
 SIZES: dict[str, Any] = {"embed_dim": 6, "action_dim": 3, "grid": 2, "width": 24, "depth": 2, "num_heads": 2}
 T, B = 4, 2
@@ -158,19 +159,9 @@ def test_initial_weights_and_biases() -> None:
     torch.manual_seed(0)
     model = ViTAC(embed_dim=128, action_dim=64, grid=1, width=128, depth=4, num_heads=4)
     for name, p in model.named_parameters():
-        if "norm" in name:
-            assert torch.equal(p, torch.full_like(p, float(name.endswith("weight")))), name
-        elif name.endswith("encoder.bias"):
-            # 128 draws: the standard error of a std is 6 %, four of them
-            assert p.std().item() == pytest.approx(0.02, rel=0.25), name
-        elif name.endswith("bias"):
-            assert not p.any(), name
-        else:
-            layer = int(name.split(".")[1]) + 1 if name.startswith("predictor_blocks") else 0
-            scaled = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
-            expected = 0.02 / math.sqrt(2 * layer) if scaled else 0.02
-            # at least 8,064 draws: standard error 0.8 %, five of them
-            assert p.std().item() == pytest.approx(expected, rel=0.04), name
+        layer = int(name.split(".")[1]) + 1 if name.startswith("predictor_blocks") else 0
+        scaled = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
+        check_initial(name, p, std=0.02 / math.sqrt(2 * layer) if scaled else 0.02)
 
 
 def test_swiglu_hidden_width_is_two_thirds_rounded_up_to_eight() -> None:
