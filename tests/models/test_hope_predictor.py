@@ -210,6 +210,18 @@ def test_truncation_cuts_the_gradient_through_memory(truncate: int | None, first
     assert reached.tolist() == [t >= first_seen for t in range(4)]
 
 
+def test_truncation_keeps_the_memory_that_a_walk_begins_with() -> None:
+    """Frame 0 of a clip is no multiple of n: what an earlier clip wrote is still learned from."""
+    model, (features, actions, states) = small(truncate=1), clip(frames=2)
+    features.requires_grad_()
+    _, memory = walk(model, (features, actions, states), HopeMemory())
+    later, _ = walk(model, clip(frames=1, seed=2), memory)
+    later.square().sum().backward()
+    assert features.grad is not None
+    reached = features.grad.abs().amax(dim=(0, 2, 3)) > 0  # [T]
+    assert reached.tolist() == [False, True]
+
+
 def test_truncation_by_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="truncate_memory_gradient is 0"):
         small(truncate=0)
