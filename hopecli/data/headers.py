@@ -8,6 +8,7 @@ import io
 import math
 import os
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -42,7 +43,9 @@ def _parse(head: bytes) -> ArrayHeader:
     file = io.BytesIO(head)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Python 2 wrote lengths as 16L: read all the same
+        shape, fortran_order, dtype = read(file)
     return ArrayHeader(shape, dtype, fortran_order, file.tell())
 
 

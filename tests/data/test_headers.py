@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,14 @@ def test_the_first_of_other_feature_maps_is_offered(tmp_path: Path) -> None:
     with pytest.raises(ClipProblem, match=r"a; b; c.*Set data\.feature_map=a$") as raised:
         read_header(tmp_path / "vjepa2_vitl16.npy", clip="clip_00001")
     assert raised.value.code == "missing_features"
+
+
+def test_a_header_written_by_python_2_is_read_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "actions.npy"
+    np.save(path, np.arange(12.0, dtype=np.float32).reshape(6, 2))
+    path.write_bytes(path.read_bytes().replace(b"(6, 2), }  ", b"(6L, 2L), }"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        header = read_header(path, clip="clip_00001")
+    assert header.shape == (6, 2)
+    np.testing.assert_array_equal(read_array(path, header), np.arange(12.0).reshape(6, 2))
