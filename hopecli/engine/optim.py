@@ -138,28 +138,31 @@ class PeriodicAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "accumulated": self.hold.accumulated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both; ValueError when they are not of these parameters and groups.
-
-        Checked here because torch does not: its fused kernel reads past the end of a state of another shape.
-        """
-        check_saved(state_dict, self.param_groups)
-        every = [p for group in self.param_groups for p in group["params"]]
-        # A view has a shape without the memory for it, which the kernel walks through all the same: hence copies.
-        state = {
-            number: {
-                "step": entry["step"],
-                **{key: torch.empty_like(every[number]).copy_(entry[key]) for key in MOMENTS},
-            }
-            for number, entry in state_dict["state"].items()
-        }
-        pairs = zip(self.param_groups, state_dict["param_groups"], strict=True)
-        groups = [{**own, **{key: saved[key] for key in ("params", "lr", "waited")}} for own, saved in pairs]
-        super().load_state_dict({"state": state, "param_groups": groups})
+        """Restore both; ValueError when they are not of these parameters and groups."""
+        super().load_state_dict(fitted(state_dict, self.param_groups, MOMENTS))
         self.hold.restore(state_dict["accumulated"], self.param_groups)
 
 
-def check_saved(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> None:
-    """ValueError unless a state_dict of PeriodicAdamW fits the groups: their number, names, settings and sizes, the
+def fitted(saved: dict[str, Any], param_groups: list[dict[str, Any]], moments: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of an optimizer's saved state as its load_state_dict takes it; ValueError when it is not of these groups.
+
+    moments: what the optimizer keeps of each parameter beside `step`; () when it keeps nothing. Checked here because
+    torch does not: its fused kernel reads past the end of a state of another shape.
+    """
+    check_saved(saved, param_groups, moments)
+    every = [p for group in param_groups for p in group["params"]]
+    # A view has a shape without the memory for it, which the kernel walks through all the same: hence copies.
+    state = {
+        number: {"step": entry["step"], **{key: torch.empty_like(every[number]).copy_(entry[key]) for key in moments}}
+        for number, entry in saved["state"].items()
+    }
+    pairs = zip(param_groups, saved["param_groups"], strict=True)
+    groups = [{**own, **{key: group[key] for key in ("params", "lr", "waited")}} for own, group in pairs]
+    return {"state": state, "param_groups": groups}
+
+
+def check_saved(saved: dict[str, Any], param_groups: list[dict[str, Any]], moments: tuple[str, ...]) -> None:
+    """ValueError unless an optimizer's saved state fits the groups: their number, names, settings and sizes, the
     shape of every state, and the gradients that wait in the groups that have put some aside."""
     groups, state, waiting = (saved.get(key) for key in ("param_groups", "state", "accumulated"))
     if not (isinstance(groups, list) and isinstance(state, dict) and isinstance(waiting, dict)):
@@ -175,11 +178,11 @@ def check_saved(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> No
             waited.add(index)
     for number, entry in state.items():
         p = numbered.get(number)
-        if p is None or not isinstance(entry, dict) or entry.keys() != {"step", *MOMENTS}:
-            raise ValueError(f"it holds no AdamW state for parameter {number}")
-        _check_shape(entry["step"], torch.Size(), f"step of parameter {number}")
-        for key in MOMENTS:
-            _check_shape(entry[key], p.shape, f"{key} of parameter {number}")
+        if p is None or not isinstance(entry, dict) or entry.keys() != {"step", *moments}:
+            raise ValueError(f"it does not hold the optimizer's state of parameter {number}")
+        check_shape(entry["step"], torch.Size(), f"step of parameter {number}")
+        for key in moments:
+            check_shape(entry[key], p.shape, f"{key} of parameter {number}")
     if waiting.keys() != waited:
         raise ValueError("its waiting gradients are not those of the groups that wait")
     for index, sums in waiting.items():
@@ -187,7 +190,7 @@ def check_saved(saved: dict[str, Any], param_groups: list[dict[str, Any]]) -> No
         if not isinstance(sums, list) or len(sums) != len(own["params"]):
             raise ValueError(f"it does not hold one waiting gradient for each parameter of {own['name']}")
         for total, p in zip(sums, own["params"], strict=True):
-            _check_shape(total, p.shape, f"waiting gradient of {own['name']}")
+            check_shape(total, p.shape, f"waiting gradient of {own['name']}")
 
 
 def _check_group(group: object, own: dict[str, Any], *, first: int) -> None:
@@ -198,7 +201,7 @@ def _check_group(group: object, own: dict[str, Any], *, first: int) -> None:
     if not isinstance(group, dict) or not isinstance(numbers, list) or len(numbers) != size:
         raise ValueError(f"{name} does not have {size} parameters")
     for key in ("name", "period", "lr_scale", "weight_decay", "betas", "eps"):
-        if type(group.get(key)) is not type(own[key]) or group[key] != own[key]:
+        if key in own and (type(group.get(key)) is not type(own[key]) or group[key] != own[key]):
             raise ValueError(f"{name} has another {key}")
     if not all(isinstance(n, int) for n in numbers) or numbers != list(range(first, first + size)):
         raise ValueError(f"the parameters of {name} are not numbered in order")
@@ -208,7 +211,8 @@ def _check_group(group: object, own: dict[str, Any], *, first: int) -> None:
         raise ValueError(f"{name} has no learning rate")
 
 
-def _check_shape(value: object, shape: torch.Size, name: str) -> None:
+def check_shape(value: object, shape: torch.Size, name: str) -> None:
+    """ValueError unless `value` is a dense tensor of floating-point numbers of that shape."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
         raise ValueError(f"the {name} is not a tensor of numbers")
     if value.shape != shape:

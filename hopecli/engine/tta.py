@@ -22,6 +22,8 @@ from hopecli.engine.tta_job import BASELINES, ROLLING, StreamRecord, TtaJob, ord
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress
 from hopecli.engine.tta_source import finite_mean, source_losses
 from hopecli.engine.tta_state import (
+    START_AGAIN,
+    STATE_FILE,
     memory_tensors,
     pack_adapter,
     read_state,
@@ -30,7 +32,7 @@ from hopecli.engine.tta_state import (
     write_state,
 )
 from hopecli.engine.tta_timing import larger, timed
-from hopecli.errors import DataError, SettingsError
+from hopecli.errors import CheckpointError, DataError, SettingsError
 from hopecli.models.protocol import PredictorModule
 
 T = TypeVar("T")
@@ -277,7 +279,11 @@ class _Stream:
         require_same_stream(state, self.job)
         self.unreadable |= set(state.get("unreadable", ()))
         for name, adapter in self.adapters.items():
-            unpack_adapter(adapter, state["adapters"][name], self.job.runtime.device)
+            try:
+                unpack_adapter(adapter, state["adapters"][name], self.job.runtime.device)
+            except ValueError as error:
+                what = f"{STATE_FILE} does not fit this stream: {error}"
+                raise CheckpointError(what, where=str(self.job.folder), fix=START_AGAIN) from error
         record = state["record"]
         rows = [TtaClip(**row) for row in record.pop("rows")]
         source = [SourceRecord(**point) for point in record.pop("source")]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hopecli.engine.adapt import Adapter, AdapterState
+from hopecli.engine.optim import MOMENTS, check_shape, fitted
 from hopecli.engine.saved_state import read_saved
 from hopecli.engine.tta_job import StreamRecord, TtaJob
 from hopecli.errors import CheckpointError, accessed, written
@@ -20,9 +21,10 @@ from hopecli.models.hope.memory import MemoryWeights
 from hopecli.models.hope.predictor import HopeMemory
 from hopecli.models.hope.titans import FastWeights
 from hopecli.models.hope.update import Write
-from hopecli.models.protocol import Memory
+from hopecli.models.protocol import Memory, PredictorModule
 
 STATE_FILE = "stream.pt"
+START_AGAIN = "delete it and run without --resume"
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,46 @@ def pack_adapter(adapter: Adapter) -> dict[str, Any]:
 
 
 def unpack_adapter(adapter: Adapter, packed: dict[str, Any], device: torch.device) -> None:
-    """Put a packed state into an adapter of the same groups."""
+    """Put a packed state into an adapter of the same groups; ValueError when it is not of this adapter."""
+    for name, own in (("weights", adapter.parameters), ("buffers", list(adapter.model.buffers()))):
+        if len(packed[name]) != len(own):
+            raise ValueError(f"it has {len(packed[name])} {name}, the adapter has {len(own)}")
+        for index, (value, tensor) in enumerate(zip(packed[name], own, strict=True)):
+            check_shape(value, tensor.shape, f"tensor {index} of the {name}")
+    if packed["memory"] is not None:
+        _check_memory(packed["memory"], adapter.model)
+    optimizer = packed["optimizer"]
+    if adapter.optimizer is not None:
+        moments = () if isinstance(adapter.optimizer, torch.optim.SGD) else MOMENTS
+        checked = fitted(optimizer, adapter.optimizer.param_groups, moments)
+        optimizer = {**checked, "accumulated": optimizer["accumulated"]}
     memory = unpack_memory(packed["memory"], device)
-    adapter.restore(AdapterState(packed["weights"], packed["buffers"], packed["optimizer"], memory))
+    adapter.restore(AdapterState(packed["weights"], packed["buffers"], optimizer, memory))
+
+
+@torch.no_grad()
+def _check_memory(packed: list[Any], model: PredictorModule) -> None:
+    """ValueError unless a packed memory has the form of what the model leaves after one frame or more of a clip."""
+    if not model.carries_memory:
+        raise ValueError("it holds a memory, and the model carries none")
+    like = next(model.parameters())
+    frame = like.new_zeros(1, model.num_patches, model.embed_dim)
+    action, extrinsics = like.new_zeros(1, model.action_dim), like.new_zeros(1, model.action_dim - 1)
+    forms, memory = [], model.initial_state(1)
+    for t in range(2):  # weights that the first frame does not write get an axis of clips in the second
+        _, memory = model.step(frame, action, action, extrinsics, memory=memory, t=t)
+        forms.append(_shapes(pack_memory(memory)))
+    if _shapes(packed) not in forms:
+        raise ValueError("its memory does not have the form of the model's")
+
+
+def _shapes(node: object) -> Any:
+    """The shape of every tensor in nested lists; what is no dense tensor of floating-point numbers is None."""
+    if isinstance(node, list):
+        return [_shapes(child) for child in node]
+    if not isinstance(node, Tensor) or node.layout != torch.strided or not node.is_floating_point():
+        return None
+    return tuple(node.shape)
 
 
 def unread_marks(state: dict[str, Any]) -> dict[str, str]:
@@ -166,11 +205,10 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             "no interrupted stream to go on with", where="--resume", value=str(folder), fix="run without --resume"
         )
-    fix = "delete it and run without --resume"
-    state = read_saved(file, StreamState, fix=fix)
+    state = read_saved(file, StreamState, fix=START_AGAIN)
     baselines = str(state["identity"].get("baselines", "")).split(",")
     missing = sorted({"adapted", *(name for name in baselines if name == "periodic_reset")} - state["adapters"].keys())
     if missing:
         what = f"{STATE_FILE} does not hold what it should: {STATE_FILE}.adapters.{missing[0]} is missing"
-        raise CheckpointError(what, where=str(folder), fix=fix)
+        raise CheckpointError(what, where=str(folder), fix=START_AGAIN)
     return state

@@ -89,6 +89,65 @@ def test_a_state_that_holds_something_else(damage: Callable[[Any], object], plac
     assert str(raised.value).endswith("Delete it and run without --resume")
 
 
+ADAPTED = ("adapters", "adapted")
+OPTIMIZER = (*ADAPTED, "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (replaced(*ADAPTED, "weights", by=[]), "it has 0 weights, the adapter has"),
+        (replaced(*ADAPTED, "weights", 0, by=torch.ones(1)), r"tensor 0 of the weights has the shape \[1\]"),
+        (replaced(*ADAPTED, "buffers", by=[torch.ones(1)]), "it has 1 buffers, the adapter has 0"),
+        (replaced(*ADAPTED, "memory", by=[torch.ones(1)]), "it holds a memory, and the model carries none"),
+        (replaced(*OPTIMIZER, "state", by=None), "it holds no optimizer state"),
+        (replaced(*OPTIMIZER, "state", 0, by=[]), "the optimizer's state of parameter 0"),
+        (replaced(*OPTIMIZER, "state", 0, "step", by="1"), "the step of parameter 0 is not a tensor"),
+        (replaced(*OPTIMIZER, "state", 0, "exp_avg", by=torch.ones(1)), r"the exp_avg of parameter 0 has the shape"),
+        (replaced(*OPTIMIZER, "param_groups", 0, "params", by=[{}]), "does not have"),
+        (replaced(*OPTIMIZER, "param_groups", 0, "betas", by=(0.5, 0.5)), "has another betas"),
+        (without(*OPTIMIZER, "accumulated"), "it holds no optimizer state"),
+    ],
+)
+def test_a_state_of_another_adapter(damage: Callable[[Any], object], reason: str, folder: Path) -> None:
+    file = folder / STATE_FILE
+    torch.save(damage(torch.load(file, weights_only=True)), file)
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE} does not fit this stream: .*{reason}") as raised:
+        stream(make_job(settings(), noise_clips(2), folder, resume=True))
+    assert str(raised.value).endswith("Delete it and run without --resume")
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapt", "damage"),
+    [
+        ("hope", "layernorm", replaced(*ADAPTED, "memory", by=[])),
+        ("hope", "none", replaced(*ADAPTED, "memory", 0, by=torch.ones(1))),
+        ("hope", "none", replaced(*ADAPTED, "memory", 0, 0, 0, by=torch.ones(2, 1))),
+        ("hope", "none", replaced(*ADAPTED, "memory", 0, 2, 3, by=torch.ones(1, dtype=torch.int64))),
+        ("convlstm", "bias", replaced(*ADAPTED, "memory", by=[torch.ones(1)])),
+        ("convlstm", "none", replaced(*ADAPTED, "memory", 1, by=torch.ones(1, 5, 3, 3))),
+    ],
+)
+def test_a_memory_of_another_model(kind: str, adapt: str, damage: Callable[[Any], object], tmp_path: Path) -> None:
+    carrying = settings(kind, memory="carry", adapt=adapt)
+    stream(make_job(carrying, noise_clips(2), tmp_path, sink=StopAtOnce()))
+    file = tmp_path / STATE_FILE
+    torch.save(damage(torch.load(file, weights_only=True)), file)
+    with pytest.raises(
+        CheckpointError, match=f"{STATE_FILE} does not fit this stream: its memory does not have the form"
+    ):
+        stream(make_job(carrying, noise_clips(2), tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["hope", "convlstm"])
+def test_the_memory_after_any_number_of_frames_is_the_models(kind: str, frames: int, tmp_path: Path) -> None:
+    carrying = settings(kind, memory="carry", adapt="none", context_frames=1, T_rollout=frames)
+    stream(make_job(carrying, noise_clips(2), tmp_path, sink=StopAtOnce()))
+    assert read_state(tmp_path)["adapters"]["adapted"]["memory"] is not None
+    assert stream(make_job(carrying, noise_clips(2), tmp_path, resume=True)).position == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"xx"])
 def test_a_state_that_cannot_be_read_has_a_reason(content: bytes, folder: Path) -> None:
     (folder / STATE_FILE).write_bytes(content)
