@@ -29,8 +29,12 @@ class StopAfter(NullStreamSink):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [("vit_ac", {"optimizer": kind}) for kind in ("adam", "sgd")]
+
+
 @pytest.mark.parametrize(
-    ("kind", "changes", "count"), [*((*case, 3) for case in CONTINUAL), *((*CONTINUAL[0], count) for count in (4, 6))]
+    ("kind", "changes", "count"),
+    [*((*case, 3) for case in CONTINUAL + OPTIMIZERS), *((*CONTINUAL[0], count) for count in (4, 6))],
 )
 def test_interrupted_and_resumed_is_uninterrupted(
     kind: str, changes: dict[str, Any], count: int, tmp_path: Path
