@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -23,6 +24,7 @@ from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
 from hopecli.errors import CHECK_ACCESS, AbortedError, HopeError, SettingsError, StoppedError
 
+SILENT_SECONDS = 10.0  # more than processes of one machine are apart when they read the same settings and files
 _UsageError: Any = typer.BadParameter.__base__  # Typer exports it under no name of its own
 
 app = typer.Typer(
@@ -125,6 +127,7 @@ def main() -> None:
         code = _run()
         sys.stdout.flush()  # a full disk must be found here, not when the interpreter ends
     except HopeError as error:
+        _let_the_first_speak()
         if debug:
             raise
         head = "stopped" if isinstance(error, StoppedError | AbortedError) else "error"
@@ -136,6 +139,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except Exception as error:
         known = explained(error)
+        _let_the_first_speak()
         if debug:
             raise
         if known is not None:
@@ -172,6 +176,17 @@ def _load_env() -> None:
         except ValueError as error:  # not UTF-8, or a value that the system takes for no variable
             fix = "write NAME=value lines in UTF-8"
             raise SettingsError(f"cannot be read: {error}", where=".env", fix=fix) from error
+
+
+def _let_the_first_speak() -> None:
+    """Under torchrun every process finds a mistake of the command line or of a file by itself, before they have met.
+
+    The first one of the machine says it; when it ends torchrun ends the others, which wait for that. One that is still
+    there afterwards is alone with its error, and says it.
+    """
+    met = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+    if os.environ.get("LOCAL_RANK", "0") != "0" and not met:
+        time.sleep(SILENT_SECONDS)
 
 
 def _die(message: str, code: int) -> NoReturn:

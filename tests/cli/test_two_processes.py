@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.runner import TINY, Outcome, evaluate, hope, hope_on_two, only_run
+from tests.cli.runner import TINY, Outcome, evaluate, hope, hope_on_two, one_line, only_run
 from tests.cli.test_skips import clips_with
 
 COMMAND = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "--data-dir", "clips", "data.batch_size=2"]
@@ -59,6 +59,21 @@ def test_a_missing_folder_is_said_once(tmp_path: Path) -> None:
     outcome = hope_on_two([*COMMAND[:-4], "--data-dir", "nowhere"], tmp_path)
     assert len(errors(outcome)) == 1, outcome.err
     assert "nowhere: no such folder of clips" in errors(outcome)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["nope", "quickstart"])
+def test_a_mistake_that_each_finds_by_itself_is_said_once(preset: str, tmp_path: Path) -> None:
+    outcome = hope_on_two(["train", "--preset", preset, "data.grid=x"], tmp_path)
+    assert outcome.code == 1  # torchrun's own
+    assert len(errors(outcome)) == 1, outcome.err
+
+
+def test_a_mistake_that_only_another_process_finds_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hopecli.cli.main.SILENT_SECONDS", 0.01)
+    outcome = hope(["train", "--preset", "nope"], tmp_path, LOCAL_RANK="1")
+    assert outcome.code == 2
+    assert "no such preset (got 'nope')" in one_line(outcome)
 
 
 @pytest.mark.slow
