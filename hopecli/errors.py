@@ -25,7 +25,10 @@ class HopeError(Exception):
 
     def __init__(self, what: str, *, where: str | None = None, value: object | None = None, fix: str | None = None):
         self.what, self.where, self.value, self.fix = what, where, value, fix
-        text = what if where is None else f"{where}: {what}"
+        place = (
+            None if where is None else where.replace("\n", "\\n")
+        )  # a path may hold one, and the message is one line
+        text = what if place is None else f"{place}: {what}"
         if value is not None:
             text += f" (got {value!r})" if isinstance(value, str) else f" (got {value})"
         if fix is not None:
