@@ -25,10 +25,9 @@ class HopeError(Exception):
 
     def __init__(self, what: str, *, where: str | None = None, value: object | None = None, fix: str | None = None):
         self.what, self.where, self.value, self.fix = what, where, value, fix
-        place = (
-            None if where is None else where.replace("\n", "\\n")
-        )  # a path may hold one, and the message is one line
-        text = what if place is None else f"{place}: {what}"
+        text = what
+        if where is not None:
+            text = where.replace("\n", "\\n") + f": {what}"  # a path may hold a line break, the message is one line
         if value is not None:
             text += f" (got {value!r})" if isinstance(value, str) else f" (got {value})"
         if fix is not None:
