@@ -8,6 +8,7 @@ import io
 import math
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from hopecli.errors import CHECK_ACCESS, DataError
 
 _LONGEST_HEADER = 1 << 16
+_one_at_a_time = threading.Lock()  # filters of warnings belong to the process, clips are read by several threads
 
 
 class ClipProblem(DataError):
@@ -43,7 +45,7 @@ def _parse(head: bytes) -> ArrayHeader:
     file = io.BytesIO(head)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    with warnings.catch_warnings():
+    with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Python 2 wrote lengths as 16L: read all the same
         shape, fortran_order, dtype = read(file)
     return ArrayHeader(shape, dtype, fortran_order, file.tell())

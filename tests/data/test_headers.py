@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +44,26 @@ def test_a_header_written_by_python_2_is_read_without_a_warning(tmp_path: Path) 
         header = read_header(path, clip="clip_00001")
     assert header.shape == (6, 2)
     np.testing.assert_array_equal(read_array(path, header), np.arange(12.0).reshape(6, 2))
+
+
+def test_threads_that_read_such_headers_at_once_leave_the_filters_of_warnings_alone(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / f"{rows}.npy" for rows in range(1001, 1201)]  # each header is another: none is remembered
+    for path in paths:
+        np.save(path, np.zeros((int(path.stem), 2), np.float32))
+        old, new = (f"({path.stem}{long}, 2{long}), }}".encode() for long in ("", "L"))
+        path.write_bytes(path.read_bytes().replace(old + b"  ", new))
+    interval = sys.getswitchinterval()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        sys.setswitchinterval(1e-6)  # threads take turns within a header
+        try:
+            with ThreadPoolExecutor(16) as readers:
+                shapes = [header.shape for header in readers.map(lambda p: read_header(p, clip="clip"), paths)]
+        finally:
+            sys.setswitchinterval(interval)
+        assert warnings.filters == before
+    assert shapes == [(int(path.stem), 2) for path in paths]
+    assert not shown
