@@ -93,6 +93,8 @@ def written(
     try:
         yield
     except expected as error:
+        if isinstance(error.__context__, AbortedError | KeyboardInterrupt) and not isinstance(error, OSError):
+            raise error.__context__ from None  # what torch makes of an interrupt in the midst of a file
         system = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)
         reason = error if system is None else system.strerror or system
         raise kind(f"cannot be written: {reason}", where=str(where), fix=fix) from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from hopecli import errors
-from hopecli.errors import DataError, HopeError
+from hopecli.errors import AbortedError, CheckpointError, DataError, HopeError, written
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
@@ -38,3 +42,39 @@ def test_exit_codes_are_the_documented_ones() -> None:
 )
 def test_messages(error: HopeError, text: str) -> None:
     assert str(error) == text
+
+
+class _Raises(io.BytesIO):
+    """A file whose `at`-th write raises what `make` makes."""
+
+    def __init__(self, make: Callable[[], BaseException], at: int):
+        super().__init__()
+        self.make, self.at, self.writes = make, at, 0
+
+    def write(self, data: object) -> int:
+        self.writes += 1
+        if self.writes == self.at:
+            raise self.make()
+        return super().write(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: AbortedError("aborted: Ctrl-C was pressed twice"), AbortedError),
+        (KeyboardInterrupt, KeyboardInterrupt),
+        (lambda: OSError(28, "No space left on device"), CheckpointError),
+    ],
+)
+def test_an_interrupt_within_torch_save_is_no_write_error(
+    make: Callable[[], BaseException], kind: type[BaseException]
+) -> None:
+    """At most of these writes torch raises a RuntimeError of its own on top."""
+    state = {"weights": torch.zeros(100, 100), "step": 3}
+    whole = _Raises(make, 0)
+    torch.save(state, whole)
+    assert whole.writes > 9
+    for at in range(1, whole.writes + 1):
+        with pytest.raises(kind) as raised, written("trainer.pt", also=(RuntimeError,)):
+            torch.save(state, _Raises(make, at))
+        assert raised.type is kind
