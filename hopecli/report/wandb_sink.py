@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
-from hopecli.errors import SettingsError
+from hopecli.errors import AbortedError, SettingsError
 
 
 def has_key() -> bool:
@@ -39,7 +39,7 @@ def resolve_mode(asked: str) -> tuple[str, str]:
 
 
 class WandbSink:
-    """Mirrors records; the first failure turns it off with one line."""
+    """Mirrors records; the first failure turns it off with one line. A second Ctrl-C is no failure of W&B: it aborts."""
 
     def __init__(
         self,
@@ -70,6 +70,8 @@ class WandbSink:
                 config=dict(config),
                 settings=wandb.Settings(init_timeout=60, silent=True),
             )
+        except AbortedError:
+            raise
         except Exception as error:
             self._off(error)
 
@@ -100,6 +102,8 @@ class WandbSink:
             return
         try:
             self.run.log(dict(values), step=step)
+        except AbortedError:
+            raise
         except Exception as error:
             self._off(error)
 
@@ -111,5 +115,7 @@ class WandbSink:
         if self.run is not None:
             try:
                 self.run.finish()
+            except AbortedError:
+                raise
             except Exception as error:
                 self._off(error)

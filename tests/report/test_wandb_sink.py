@@ -11,7 +11,7 @@ import pytest
 
 from hopecli.engine.results import DiagnosticsRecord
 from hopecli.engine.tta_results import SourceRecord
-from hopecli.errors import SettingsError
+from hopecli.errors import AbortedError, SettingsError
 from hopecli.report.tta import WandbStream
 from hopecli.report.wandb_sink import WandbSink, resolve_mode
 from tests.report.examples import CLIP, PROGRESS, VALIDATION, step_record
@@ -212,6 +212,19 @@ def test_a_run_that_cannot_finish_is_said(wandb: FakeWandb) -> None:
     wandb.run.broken = OSError("disk full")
     sink.close()
     assert said == ["W&B: turned off for this run (disk full); metrics.jsonl goes on"]
+
+
+@pytest.mark.parametrize("call", ["init", "log", "finish"])
+def test_ctrl_c_pressed_twice_within_a_call_aborts(wandb: FakeWandb, call: str) -> None:
+    said: list[str] = []
+    aborted = AbortedError("aborted: Ctrl-C was pressed twice")  # raised by a signal handler, wherever Python is then
+    if call == "init":
+        wandb.refused = aborted
+    with pytest.raises(AbortedError):
+        sink = open_sink(said)
+        wandb.run.broken = aborted
+        sink.close() if call == "finish" else sink.validation(VALIDATION)
+    assert said == []
 
 
 def test_wandb_itself_takes_it_all_offline(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
