@@ -39,7 +39,7 @@ def resolve_mode(asked: str) -> tuple[str, str]:
 
 
 class WandbSink:
-    """Mirrors records; the first failure turns it off with one line. A second Ctrl-C is no failure of W&B: it aborts."""
+    """Mirrors records; the first failure turns it off with one line. A second Ctrl-C is no failure: it aborts."""
 
     def __init__(
         self,

@@ -218,12 +218,15 @@ def test_a_run_that_cannot_finish_is_said(wandb: FakeWandb) -> None:
 def test_ctrl_c_pressed_twice_within_a_call_aborts(wandb: FakeWandb, call: str) -> None:
     said: list[str] = []
     aborted = AbortedError("aborted: Ctrl-C was pressed twice")  # raised by a signal handler, wherever Python is then
-    if call == "init":
-        wandb.refused = aborted
-    with pytest.raises(AbortedError):
+
+    def mirror() -> None:
+        wandb.refused = aborted if call == "init" else None
         sink = open_sink(said)
         wandb.run.broken = aborted
         sink.close() if call == "finish" else sink.validation(VALIDATION)
+
+    with pytest.raises(AbortedError):
+        mirror()
     assert said == []
 
 
