@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def resolve_mode(asked: str) -> tuple[str, str]:
 
 
 class WandbSink:
-    """Mirrors records; the first failure turns it off with one line. A second Ctrl-C is no failure: it aborts."""
+    """Mirrors records; the first failure turns it off with one line."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class WandbSink:
         """label: the run's name in W&B, by default its preset and date; record: the file that goes on without W&B."""
         self.say, self.run, self.record = say, None, record
         label = label or f"{run_dir.parent.name}/{run_dir.name}"
-        try:
+        with self._or_off():
             import wandb
 
             self.run = wandb.init(
@@ -70,10 +71,6 @@ class WandbSink:
                 config=dict(config),
                 settings=wandb.Settings(init_timeout=60, silent=True),
             )
-        except AbortedError:
-            raise
-        except Exception as error:
-            self._off(error)
 
     def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None: ...
 
@@ -100,22 +97,21 @@ class WandbSink:
         """Mirror named values of one step."""
         if self.run is None:
             return
-        try:
+        with self._or_off():
             self.run.log(dict(values), step=step)
+
+    @contextmanager
+    def _or_off(self) -> Iterator[None]:
+        """Around a call of W&B: whatever fails turns the mirror off. A second Ctrl-C is no failure: it aborts."""
+        try:
+            yield
         except AbortedError:
             raise
         except Exception as error:
-            self._off(error)
-
-    def _off(self, error: Exception) -> None:
-        self.run = None
-        self.say(f"W&B: turned off for this run ({' '.join(str(error).split())[:200]}); {self.record} goes on")
+            self.run = None
+            self.say(f"W&B: turned off for this run ({' '.join(str(error).split())[:200]}); {self.record} goes on")
 
     def close(self) -> None:
         if self.run is not None:
-            try:
+            with self._or_off():
                 self.run.finish()
-            except AbortedError:
-                raise
-            except Exception as error:
-                self._off(error)
