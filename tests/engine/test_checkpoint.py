@@ -151,7 +151,7 @@ def test_the_system_error_below_a_library_error_is_the_reason() -> None:
         torch.save({"a": torch.zeros(1000)}, file)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.usefixtures("permissions_obeyed")
 def test_a_read_only_folder_is_a_checkpoint_error(tmp_path: Path) -> None:
     folder = save(tmp_path / "run" / "last")
     folder.parent.chmod(0o500)
@@ -281,7 +281,7 @@ def test_files_have_the_mode_that_the_umask_asks_for(umask: int, mode: int, tmp_
     assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.usefixtures("permissions_obeyed")
 def test_weights_that_may_not_be_read(tmp_path: Path) -> None:
     folder = save(tmp_path / "last")
     (folder / WEIGHTS).chmod(0)
