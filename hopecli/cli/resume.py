@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,8 @@ def require_own(run_dir: Path, checkpoint: Settings, free: tuple[str, ...]) -> N
     from hopecli.config.load import flat, load_preset
 
     file = run_dir / "config.yaml"
+    with accessed(file, kind=CheckpointError):
+        file.open("rb").close()
     try:
         recorded = load_preset(str(file)).settings
     except SettingsError as error:
@@ -67,10 +71,19 @@ def newest_run(overrides: Sequence[str]) -> Path:
     folder = runs_folder(load_tree({}, where, name="last", origin="default").settings)
     runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
     if not runs:
+        _require_readable(folder)
         raise CheckpointError("no run of hope train", where=str(folder), fix="train one, or give its directory")
     dated = [p for p in runs if is_dated(p.name)]
     newest = max(dated or runs, key=lambda p: started(p.name))
     if not any("tmp" not in p.parent.name for p in newest.glob("checkpoints/*last*/trainer.pt")):
+        _require_readable(newest / "checkpoints")
         what = "the newest run has no checkpoint: it ended before its first one was written, or is about to write it"
         raise CheckpointError(what, where=str(newest), fix="start it again, or give another run's directory")
     return newest
+
+
+def _require_readable(folder: Path) -> None:
+    """CheckpointError when a part of the folder, or of a folder in it, may not be read: a search passes over it."""
+    for part in (folder, *folder.glob("*"), *folder.glob("*/*")):
+        with accessed(part, kind=CheckpointError), suppress(FileNotFoundError, NotADirectoryError):
+            os.scandir(part).close()

@@ -14,7 +14,7 @@ from hopecli.data.each import Progress, each
 from hopecli.data.fingerprint import MARK_BYTES, fingerprints, fingerprints_or_errors
 from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
-from hopecli.errors import CheckpointError, DataError
+from hopecli.errors import CheckpointError, DataError, accessed
 
 _SHORT = "too_few_frames"
 
@@ -84,9 +84,11 @@ class Split:
 
 
 def read_split(path: Path) -> Split:
-    """A run's split.json; CheckpointError when it is damaged."""
+    """A run's split.json; CheckpointError when it cannot be read or is damaged."""
+    with accessed(path, kind=CheckpointError):
+        content = path.read_bytes()
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = json.loads(content.decode())
         for key, kind in (("train", list), ("held_out", list), ("skipped", dict), ("fingerprints", dict)):
             texts = list(tree[key].values()) if isinstance(tree[key], dict) else tree[key]
             if not isinstance(tree[key], kind) or not all(isinstance(text, str) for text in texts):
@@ -95,7 +97,7 @@ def read_split(path: Path) -> Split:
         since = (tuple(map(str, tree.get(key, ()))) for key in ("unreadable", "earlier"))  # not in early versions
         split = Split(*sides, tree["skipped"], tree["fingerprints"], *since)
         announced = tree["hash"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"not a readable split.json: {error}", where=str(path), fix="restore the file") from error
     if announced != split.hash:
         raise CheckpointError("its hash does not match its content", where=str(path), fix="restore the file")

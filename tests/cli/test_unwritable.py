@@ -1,4 +1,5 @@
-"""Folders that cannot be written: one line before any work is done, or, later, nothing of the work lost."""
+"""Folders that cannot be written, or a run that may not be read: one line before any work is done, or, later, nothing
+of the work lost."""
 
 from __future__ import annotations
 
@@ -121,3 +122,20 @@ def test_a_record_that_cannot_be_written_ends_the_run_resumably(tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot be written"):
         sinks.close()
     assert log.log is None  # closed all the same
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+@pytest.mark.parametrize("command", [["train", "--resume"], ["eval", "--ckpt"], ["tta", "--ckpt"]])
+@pytest.mark.parametrize(
+    "closed", ["..", ".", "checkpoints", "checkpoints/last", "checkpoints/last/model.safetensors", "split.json"]
+)
+def test_the_last_run_when_it_may_not_be_read(closed: str, command: list[str], trained: Path) -> None:
+    path = (only_run(trained) / closed).resolve()
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        outcome = hope([*command, "last"], trained)
+    finally:
+        path.chmod(mode)
+    assert outcome.code == 4, outcome.err
+    assert f"{path.relative_to(trained.resolve())}: cannot be read: Permission denied" in error(outcome)
