@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hopecli.cli.common import environment_facts
-from hopecli.errors import written
+from hopecli.errors import FREE_SPACE, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -60,12 +60,13 @@ def open_sinks(
     from hopecli.config.explain import to_tree, to_yaml
     from hopecli.engine.sink import Fanout, NullSink
     from hopecli.report.console import ConsoleSink
-    from hopecli.report.files import MetricsFile, write_json, write_text
+    from hopecli.report.files import MetricsFile, require_writable, write_json, write_text
     from hopecli.report.lock import RunLock
 
     if not runtime.is_main:
         return NullSink()
     name = "environment.json" if lock is None else f"environment.step_{first_step}.json"
+    require_writable(run_dir / "checkpoints", fix=FREE_SPACE)  # of a resumed run: not after an hour's work
     with written(run_dir):
         if lock is None:
             write_text(run_dir / "config.yaml", to_yaml(settings))

@@ -123,7 +123,7 @@ def _swapped_in(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.tmp")
     with written(folder, fix=THEN_RESUME, also=_WRITE_ERRORS):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
             temporary.mkdir(parents=True)
             yield temporary
             for file in temporary.iterdir():
@@ -132,7 +132,7 @@ def _swapped_in(folder: Path) -> Iterator[Path]:
             _swap_in(temporary, folder)
             _folder_to_disk(folder.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _discard(temporary)
 
 
 def _to_disk(file: Path) -> None:
@@ -154,10 +154,17 @@ def _folder_to_disk(folder: Path) -> None:
 def _swap_in(temporary: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():  # otherwise `old` may be all that a crash has left
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
         os.replace(folder, old)
     os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder, also one that was made read-only: what is left of it would be in the way of the next save."""
+    with suppress(OSError):
+        folder.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_old(checkpoints: Path, keep_last: int | None) -> None:
@@ -165,7 +172,7 @@ def remove_old(checkpoints: Path, keep_last: int | None) -> None:
     kept = sorted(checkpoints.glob("epoch_*"), key=lambda folder: (len(folder.name), folder.name))  # 9999 before 10000
     excess = 0 if keep_last is None else max(0, len(kept) - keep_last)
     for folder in kept[:excess]:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # one that was made read-only is meant to stay
 
 
 def find_weights(given: str) -> tuple[Path, Path | None]:

@@ -33,9 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, *, fix: str = ELSEWHERE) -> None:
     """CheckpointError before the work rather than after it when `folder` cannot be written; nothing is left behind."""
-    with written(folder, fix=ELSEWHERE):
+    with written(folder, fix=fix):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
             pass

@@ -66,6 +66,20 @@ def test_a_read_only_runs_folder(tmp_path: Path) -> None:
         (tmp_path / "runs").chmod(0o700)
 
 
+@pytest.mark.usefixtures("permissions_obeyed")
+def test_a_run_whose_checkpoints_cannot_be_written_is_not_trained_first(trained: Path) -> None:
+    run = only_run(trained)
+    (run / "checkpoints").chmod(0o500)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    try:
+        outcome = hope(["train", "--resume", "last"], trained)
+    finally:
+        (run / "checkpoints").chmod(0o700)
+    assert outcome.code == 4, outcome.err
+    assert "checkpoints: cannot be written: Permission denied. Make it writable or free disk space" in error(outcome)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     outcome = hope(QUICK, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hopecli.engine.checkpoint import duplicate_checkpoint, load_checkpoint, load_trainer, write_weights
+from hopecli.engine.checkpoint import duplicate_checkpoint, load_checkpoint, load_trainer, remove_old, write_weights
 from hopecli.engine.tta_state import STATE_FILE, write_state
 from hopecli.errors import CheckpointError
 from tests.engine.test_checkpoint import hidden, save, weights
@@ -61,3 +61,16 @@ def test_who_reads_a_file_that_is_replaced_goes_on_reading_the_old_one(tmp_path:
         assert (tmp_path / name).read_bytes() != before
         put(1.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapted.safetensors", STATE_FILE]
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+def test_a_read_only_checkpoint_is_replaced_again_and_again_but_not_removed_as_old(tmp_path: Path) -> None:
+    for step in range(3):  # the first replacement would leave the read-only folder in the way of the second
+        save(tmp_path / "last", step=step).chmod(0o500)
+        save(tmp_path / f"epoch_{step}", step=step).chmod(0o500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0", "epoch_1", "epoch_2", "last"]
+    assert load_checkpoint(str(tmp_path / "last")).info == {"step": 2}
+    remove_old(tmp_path, 1)
+    assert load_checkpoint(str(tmp_path / "epoch_0")).info == {"step": 0}
+    for path in tmp_path.iterdir():
+        path.chmod(0o700)
