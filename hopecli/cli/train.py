@@ -26,6 +26,7 @@ from hopecli.cli.common import (
     start_runtime,
     with_data_folder,
 )
+from hopecli.cli.disk_space import require_space
 from hopecli.cli.resume import find_run, require_own
 from hopecli.cli.train_clips import find_clips, keep_split, list_skipped
 from hopecli.cli.train_records import holding, open_sinks
@@ -194,9 +195,15 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         skipped = found.lost
         unreadable = set(before.unreadable)
     name = request.resolved.name
-    run_dir = request.resume
-    if run_dir is None:
-        run_dir = runtime.from_main(lambda: make_run_dir(runs_folder(settings) / name))
+
+    def place() -> Path:
+        folder = request.resume or runs_folder(settings) / name
+        note = require_space(folder, settings, model, new=request.resume is None)
+        if note:
+            say(note)
+        return request.resume or make_run_dir(folder)
+
+    run_dir = runtime.from_main(place)
     again = resumed is not None and (resumed.get("validation") is None or not resumed["optimizer"])
     sink = open_sinks(
         settings,

@@ -55,9 +55,10 @@ def test_a_runs_folder_that_cannot_be_written(where: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("permissions_obeyed")
-def test_a_read_only_runs_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o500, 0])
+def test_a_read_only_or_closed_runs_folder(mode: int, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs").chmod(0o500)
+    (tmp_path / "runs").chmod(mode)
     try:
         outcome = hope(QUICK, tmp_path)
         assert outcome.code == 4, outcome.err
