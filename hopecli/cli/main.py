@@ -142,12 +142,21 @@ def main() -> None:
         _let_the_first_speak()
         if debug:
             raise
+        if _interrupted(error):
+            _die("stopped: interrupted; only complete files are kept", AbortedError.exit_code)
         if known is not None:
             _die(f"error: {known}", known.exit_code)
         text = " ".join(str(error).split())[:500]
         _die(f"unexpected error: {type(error).__name__}: {text}. Run again with --debug for the traceback", 1)
     if code:
         raise SystemExit(code)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C: some libraries put one of their own on top of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _run() -> int:

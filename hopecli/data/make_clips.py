@@ -18,7 +18,7 @@ import numpy.typing as npt
 from hopecli.data.encode import frozen_encoder
 from hopecli.data.physics import DOMAINS, FRAMES, PUSH_FRAME, Simulation, simulate_many
 from hopecli.data.render import render
-from hopecli.data.staging import remove_stale, staged
+from hopecli.data.staging import interrupts_held, remove_stale, staged
 from hopecli.errors import DataError, SettingsError
 
 DTYPES = ("float16", "float32")
@@ -166,14 +166,15 @@ def _write_clip(folder: Path, features: npt.NDArray[np.float32], simulation: Sim
         (folder / name).mkdir(parents=True)
     np.save(folder / "feature_maps" / "vjepa2_vitl16.npy", features)
     np.save(folder / "actions_states" / "actions.npy", actions)
-    np.savez(
-        folder / "truth.npz",
-        positions=simulation.positions,
-        velocities=simulation.velocities,
-        radii=simulation.radii,
-        push=simulation.push,
-        domain=np.array(domain),
-    )
+    with interrupts_held():  # zipfile has errors of its own for an interrupt, or loses it
+        np.savez(
+            folder / "truth.npz",
+            positions=simulation.positions,
+            velocities=simulation.velocities,
+            radii=simulation.radii,
+            push=simulation.push,
+            domain=np.array(domain),
+        )
 
 
 class _Sample:

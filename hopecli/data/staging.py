@@ -74,6 +74,31 @@ def sigterm_as_interrupt() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Signals whose handlers may raise wait for the end of the block (in the main thread), which must be short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGINT"))  # Windows has no SIGHUP
+    handlers = {number: signal.getsignal(number) for number in numbers if number is not None}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    for number in handlers:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def _move_up(staging: Path, out_dir: Path, last: str) -> None:
     names = sorted(os.listdir(staging), key=lambda name: (name == last, name))
     try:

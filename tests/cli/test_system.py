@@ -200,3 +200,29 @@ def test_waiting_threads_leave_the_cores_to_others_unless_told(
         check=True,
     )
     assert done.stdout.splitlines()[-1] == used
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "line"),
+    [
+        (KeyboardInterrupt, 130, "stopped: interrupted; only complete files are kept"),
+        (KeyError, 1, "unexpected error: ValueError: an open handle. Run again with --debug for the traceback"),
+    ],
+)
+def test_an_error_of_a_library_on_top_of_an_interrupt(
+    first: type[BaseException], code: int, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As zipfile and torch make them; any other error of a library is unexpected."""
+
+    def closed_in_the_midst(*arguments: object, **named: object) -> None:
+        try:
+            raise first
+        finally:
+            raise ValueError("an\nopen handle")
+
+    monkeypatch.setattr("numpy.save", closed_in_the_midst)
+    outcome = hope(["make-clips", "clips", "--clips", "1", "--grid", "2", "--dim", "8"], tmp_path)
+    assert outcome.code == code
+    assert outcome.err.splitlines()[-1] == line
+    assert "Traceback" not in outcome.err
+    assert list(tmp_path.iterdir()) == []

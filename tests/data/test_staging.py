@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -158,3 +162,37 @@ def test_clips_that_cannot_be_moved_up_leave_what_stood_there(tmp_path: Path) ->
 def test_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
     make(tmp_path / ("é" * 127))
     assert [path.name for path in tmp_path.iterdir()] == ["é" * 127]
+
+
+def interrupting(at: int) -> Callable[[FrameType, str, object], Any]:
+    """A trace function that sends this process a Ctrl-C at the `at`-th line of zipfile, once."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if "zipfile" not in frame.f_code.co_filename:
+            return None
+        if event == "line" and next(lines) == at:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_in_a_zip_file_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zipfile makes another error of it at some places, prints one at others, and loses it at others."""
+    unraisable: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+    before = sys.gettrace()
+    for at in itertools.count(step=4):  # of some 1,100 lines, to save time
+        sys.settrace(interrupting(at))
+        try:
+            make_clips(tmp_path / "clips", clips=1, grid=2, dim=8, domain="base", seed=1)
+            break
+        except KeyboardInterrupt:
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            sys.settrace(before)
+    assert at > 100
+    assert unraisable == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
