@@ -164,8 +164,8 @@ def test_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["é" * 127]
 
 
-def interrupting(at: int) -> Callable[[FrameType, str, object], Any]:
-    """A trace function that sends this process a Ctrl-C at the `at`-th line of zipfile, once."""
+def interrupting(at: int, number: signal.Signals) -> Callable[[FrameType, str, object], Any]:
+    """A trace function that sends this process a signal at the `at`-th line of zipfile, once."""
     lines = itertools.count()
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
@@ -173,19 +173,22 @@ def interrupting(at: int) -> Callable[[FrameType, str, object], Any]:
             return None
         if event == "line" and next(lines) == at:
             sys.settrace(None)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return trace
 
     return trace
 
 
-def test_an_interrupt_in_a_zip_file_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_a_zip_file_stays_one(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """zipfile makes another error of it at some places, prints one at others, and loses it at others."""
     unraisable: list[object] = []
     monkeypatch.setattr("sys.unraisablehook", unraisable.append)
-    before = sys.gettrace()
-    for at in itertools.count(step=4):  # of some 1,100 lines, to save time
-        sys.settrace(interrupting(at))
+    before, handler = sys.gettrace(), signal.getsignal(number)
+    for at in itertools.count(step=7):  # of some 1,100 lines, to save time
+        sys.settrace(interrupting(at, number))
         try:
             make_clips(tmp_path / "clips", clips=1, grid=2, dim=8, domain="base", seed=1)
             break
@@ -195,4 +198,4 @@ def test_an_interrupt_in_a_zip_file_stays_one(tmp_path: Path, monkeypatch: pytes
             sys.settrace(before)
     assert at > 100
     assert unraisable == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is handler

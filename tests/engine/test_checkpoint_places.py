@@ -74,3 +74,16 @@ def test_a_read_only_checkpoint_is_replaced_again_and_again_but_not_removed_as_o
     assert load_checkpoint(str(tmp_path / "epoch_0")).info == {"step": 0}
     for path in tmp_path.iterdir():
         path.chmod(0o700)
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    kept = save(tmp_path / "kept", step=1)
+    kept.chmod(0o755)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last").symlink_to(kept)
+    for step in (2, 3):  # the link would be in the way of the second replacement
+        save(tmp_path / "run/last", step=step)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last"]
+    assert load_checkpoint(str(tmp_path / "run/last")).info == {"step": 3}
+    assert load_checkpoint(str(kept)).info == {"step": 1}
+    assert kept.stat().st_mode & 0o777 == 0o755
