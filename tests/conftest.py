@@ -1,4 +1,5 @@
-"""One thread: the test models are tiny, and two threads that wait for each other are slower on shared cores."""
+"""What all tests share: one thread, since the test models are tiny and two that wait for each other are slower on
+shared cores; and permissions that hold."""
 
 from __future__ import annotations
 

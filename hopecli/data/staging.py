@@ -19,6 +19,7 @@ from types import FrameType
 _STALE_SECONDS = 24 * 3600
 # File names have at most 255 bytes; what is added to a long one must not break it.
 _NAME_BYTES = 200
+_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 @contextmanager
@@ -56,8 +57,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else [signal.SIGTERM]  # Windows has none
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
     handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -80,9 +80,9 @@ def interrupts_held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGINT"))  # Windows has no SIGHUP
-    handlers = {number: signal.getsignal(number) for number in numbers if number is not None}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    # Ctrl-C last and, on the way back, first: where a handler raises in between, `staged` restores the others.
+    found = {number: signal.getsignal(number) for number in (*_ENDINGS, signal.SIGINT)}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
     came: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -93,8 +93,8 @@ def interrupts_held() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number in reversed(handlers):
+            signal.signal(number, handlers[number])
         if came:
             signal.raise_signal(came[0])
 
