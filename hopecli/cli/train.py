@@ -153,7 +153,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
     from hopecli.data.loader import shared_memory_note
     from hopecli.data.split import read_split
-    from hopecli.engine.checkpoint import find_weights, load_checkpoint, load_into, load_trainer
+    from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
+    from hopecli.engine.saved_weights import find_weights
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
     from hopecli.report.console import say

@@ -17,19 +17,18 @@ from stat import S_IMODE
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hopecli.engine.results import ValidationRecord
-from hopecli.engine.saved_state import misfit, read_saved, too_deep
-from hopecli.errors import THEN_RESUME, CheckpointError, accessed, written
+from hopecli.engine.saved_state import read_saved
+from hopecli.engine.saved_weights import OTHER_CHECKPOINT, WEIGHTS, ReplacedError, find_weights, opened, read_metadata
+from hopecli.errors import THEN_RESUME, CheckpointError, written
 
-WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
-OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
+TRAINER = "trainer.pt"
+_TRIES = 10  # to read a file that another process keeps replacing
 _FORMAT = "hopecli-1"
-_INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
-_RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
 # Stands in the file of a model without weights: with no tensor at all safetensors 0.4.3 writes one it cannot read.
 _NO_WEIGHTS = "no_weights"
 _WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have their own
@@ -178,89 +177,24 @@ def remove_old(checkpoints: Path, keep_last: int | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # one that was made read-only is meant to stay
 
 
-def find_weights(given: str) -> tuple[Path, Path | None]:
-    """The .safetensors file of a run directory, a checkpoint directory or a file, and its run directory."""
-    path = Path(given)
-    candidates = [
-        path,
-        path / WEIGHTS,
-        path / "checkpoints" / "last" / WEIGHTS,
-        path / "checkpoints" / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
-    ]
-    with accessed(path, kind=CheckpointError):
-        file = next((candidate for candidate in candidates if candidate.is_file()), None)
-        found = "no checkpoint in it" if path.exists() else "no such file or directory"
-    if file is None:
-        raise CheckpointError(
-            found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
-        )
-    return file, next((p for p in file.resolve().parents if _is_run(p)), None)
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory, and not just any project with a config.yaml."""
-    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in _RUN_FILES)
-
-
 def load_checkpoint(given: str) -> Checkpoint:
     """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file.
 
-    CheckpointError when there is none, or it is damaged or not of hopecli.
+    CheckpointError when there is none, or it is damaged or not of hopecli. One that is replaced by a newer one
+    meanwhile, as a run that trains does, is read again.
     """
-    file, run_dir = find_weights(given)
-    with _opened(file) as archive:
-        settings, info = _read_metadata(file, archive.metadata())
+    for _ in range(_TRIES - 1):
+        with suppress(ReplacedError):
+            return _load(*find_weights(given))
+    return _load(*find_weights(given))
+
+
+def _load(file: Path, run_dir: Path | None) -> Checkpoint:
+    with opened(file) as archive:
+        settings, info = read_metadata(file, archive.metadata())
         keys = [key for key in archive.keys() if key != _NO_WEIGHTS]  # noqa: SIM118 (not a dict)
         weights = {key: archive.get_tensor(key) for key in keys}
     return Checkpoint(file, weights, settings, info, run_dir)
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """A .safetensors file open for reading; CheckpointError when that, or reading in the body, fails."""
-    with accessed(file, kind=CheckpointError), open(file, "rb"):
-        pass  # safe_open calls a file that may not be read a missing one
-    try:
-        with safe_open(file, framework="pt") as archive:
-            yield archive
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"not a readable .safetensors file: {' '.join(str(error).split())}", where=str(file), fix=OTHER_CHECKPOINT
-        ) from error
-
-
-def _read_metadata(file: Path, metadata: Mapping[str, str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and info; CheckpointError when the file was not written by hopecli, or they are not what it writes."""
-    try:
-        settings, info = (_parsed((metadata or {})[key]) for key in ("settings", "info"))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            "was not written by hopecli: its metadata holds no settings", where=str(file), fix="train with `hope train`"
-        ) from error
-    wrong = _wrong_info(info) if isinstance(settings, dict) else "settings"
-    if wrong is not None:
-        what = f"its metadata does not hold what it should: {wrong} is of another type or out of range"
-        raise CheckpointError(what, where=str(file), fix=OTHER_CHECKPOINT)
-    return settings, info
-
-
-def _parsed(text: str) -> Any:
-    """A JSON text; None when it is nested so deeply that to walk through it may overflow the stack."""
-    with suppress(RecursionError):
-        value = json.loads(text)
-        return None if too_deep(value) else value
-    return None
-
-
-def _wrong_info(info: object) -> str | None:
-    """What is wrong in a file's info, None for nothing. All of it may be absent, and more may be there."""
-    if not isinstance(info, dict):
-        return "info"
-    known = [(info[key], kind, f"info.{key}") for key, kind in _INFO.items() if key in info]
-    wrong = next((found for part in known if (found := misfit(*part)) is not None), None)
-    if wrong is None and info.get("step", 0) < 0:
-        return "info.step"
-    return wrong or misfit(info.get("tta", {}).get("fingerprints", []), list[str], "info.tta.fingerprints")
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:
@@ -269,8 +203,8 @@ def load_trainer(folder: Path) -> dict[str, Any]:
     Raises CheckpointError when it cannot be read, and when it was not saved at the step of the weights beside it.
     """
     state = read_saved(folder / TRAINER, TrainerState, fix=OTHER_CHECKPOINT)
-    with _opened(folder / WEIGHTS) as archive:
-        step = _read_metadata(folder / WEIGHTS, archive.metadata())[1].get("step")
+    with opened(folder / WEIGHTS) as archive:
+        step = read_metadata(folder / WEIGHTS, archive.metadata())[1].get("step")
     if state["step"] != step:
         what = f"{TRAINER} is not of step {step}, of which {WEIGHTS} is"
         raise CheckpointError(what, where=str(folder), value=state["step"], fix=OTHER_CHECKPOINT)

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from hopecli.engine.checkpoint import (
     TRAINER,
-    WEIGHTS,
     duplicate_checkpoint,
-    find_weights,
     load_checkpoint,
     load_into,
     load_trainer,
@@ -24,6 +22,7 @@ from hopecli.engine.checkpoint import (
     save_checkpoint,
     write_weights,
 )
+from hopecli.engine.saved_weights import WEIGHTS, find_weights
 from hopecli.errors import CheckpointError, written
 
 SETTINGS = {"data": {"grid": 4}, "optimizer": {"betas": [0.9, 0.999]}}

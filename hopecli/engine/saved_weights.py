@@ -1,0 +1,123 @@
+"""The .safetensors file of a checkpoint: where it is, and its tensors and metadata, read as one version of it.
+
+A run that is training may put another file in its place at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+from hopecli.engine.saved_state import misfit, too_deep
+from hopecli.errors import CheckpointError, accessed
+
+WEIGHTS = "model.safetensors"
+OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
+_INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
+_RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
+_SWAP_SECONDS = 0.05  # far longer than `last` is without its name while a new one takes it
+
+
+class ReplacedError(CheckpointError):
+    """Another process removed or replaced a file while it was being opened; the next try finds the new one."""
+
+
+def find_weights(given: str) -> tuple[Path, Path | None]:
+    """The .safetensors file of a run directory, a checkpoint directory or a file, and its run directory."""
+    path = Path(given)
+    candidates = [
+        path,
+        path / WEIGHTS,
+        path / "checkpoints" / "last" / WEIGHTS,
+        path / "checkpoints" / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
+    ]
+    for pause in (0.0, _SWAP_SECONDS):
+        time.sleep(pause)
+        with accessed(path, kind=CheckpointError):
+            file = next((candidate for candidate in candidates if candidate.is_file()), None)
+            found = "no checkpoint in it" if path.exists() else "no such file or directory"
+        if file is not None:
+            return file, next((p for p in file.resolve().parents if _is_run(p)), None)
+    raise CheckpointError(
+        found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory, and not just any project with a config.yaml."""
+    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in _RUN_FILES)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A .safetensors file open for reading; CheckpointError when that, or reading in the body, fails.
+
+    ReplacedError when it is not the same file all the while: safe_open opens it twice, for metadata and for tensors.
+    """
+    with accessed(file, kind=CheckpointError):  # safe_open calls a file that may not be read a missing one
+        try:
+            held = open(file, "rb")  # noqa: SIM115 (closed by the next statement)
+        except FileNotFoundError as error:
+            raise _replaced(file) from error
+    with held:  # so that no other file can take its number
+        try:
+            with safe_open(file, framework="pt") as archive:
+                if not _is_still(file, held):
+                    raise _replaced(file)
+                yield archive
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is what torch makes of a missing file
+            if not _is_still(file, held):
+                raise _replaced(file) from error
+            what = f"not a readable .safetensors file: {' '.join(str(error).split())}"
+            raise CheckpointError(what, where=str(file), fix=OTHER_CHECKPOINT) from error
+
+
+def _replaced(file: Path) -> ReplacedError:
+    return ReplacedError("was removed or replaced while it was being read", where=str(file), fix="try again")
+
+
+def _is_still(file: Path, held: BinaryIO) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(file.stat(), os.fstat(held.fileno()))
+    return False
+
+
+def read_metadata(file: Path, metadata: Mapping[str, str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and info; CheckpointError when the file was not written by hopecli, or they are not what it writes."""
+    try:
+        settings, info = (_parsed((metadata or {})[key]) for key in ("settings", "info"))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            "was not written by hopecli: its metadata holds no settings", where=str(file), fix="train with `hope train`"
+        ) from error
+    wrong = _wrong_info(info) if isinstance(settings, dict) else "settings"
+    if wrong is not None:
+        what = f"its metadata does not hold what it should: {wrong} is of another type or out of range"
+        raise CheckpointError(what, where=str(file), fix=OTHER_CHECKPOINT)
+    return settings, info
+
+
+def _parsed(text: str) -> Any:
+    """A JSON text; None when it is nested so deeply that to walk through it may overflow the stack."""
+    with suppress(RecursionError):
+        value = json.loads(text)
+        return None if too_deep(value) else value
+    return None
+
+
+def _wrong_info(info: object) -> str | None:
+    """What is wrong in a file's info, None for nothing. All of it may be absent, and more may be there."""
+    if not isinstance(info, dict):
+        return "info"
+    known = [(info[key], kind, f"info.{key}") for key, kind in _INFO.items() if key in info]
+    wrong = next((found for part in known if (found := misfit(*part)) is not None), None)
+    if wrong is None and info.get("step", 0) < 0:
+        return "info.step"
+    return wrong or misfit(info.get("tta", {}).get("fingerprints", []), list[str], "info.tta.fingerprints")
