@@ -65,6 +65,7 @@ def newest_run(overrides: Sequence[str]) -> Path:
     """The run that was started last where `overrides` put runs; CheckpointError without one, or when it has no
     checkpoint yet: an earlier run would be taken for it."""
     from hopecli.config.load import load_tree, overridden
+    from hopecli.engine.saved_weights import find_weights
 
     given = overridden(overrides).get("logging.runs_dir")  # no other setting can be judged without the run's own
     where = [] if given is None else [override("logging.runs_dir", given)]
@@ -75,10 +76,12 @@ def newest_run(overrides: Sequence[str]) -> Path:
         raise CheckpointError("no run of hope train", where=str(folder), fix="train one, or give its directory")
     dated = [p for p in runs if is_dated(p.name)]
     newest = max(dated or runs, key=lambda p: started(p.name))
-    if not any("tmp" not in p.parent.name for p in newest.glob("checkpoints/*last*/trainer.pt")):
+    try:
+        find_weights(str(newest))
+    except CheckpointError as error:
         _require_readable(newest / "checkpoints")
         what = "the newest run has no checkpoint: it ended before its first one was written, or is about to write it"
-        raise CheckpointError(what, where=str(newest), fix="start it again, or give another run's directory")
+        raise CheckpointError(what, where=str(newest), fix="start it again, or give another run's directory") from error
     return newest
 
 

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from hopecli.cli.common import is_dated, make_run_dir, started
+from hopecli.cli.resume import newest_run
 from hopecli.errors import CheckpointError
 from hopecli.report.lock import RunLock
 from tests.cli.runner import TINY, hope, one_line, only_run
 from tests.cli.test_resume import start
+from tests.engine.test_saved_weights import replacing, two_versions
 
 COMMAND = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
 
@@ -165,6 +167,18 @@ def test_last_is_never_an_earlier_run(tmp_path: Path) -> None:
         outcome = hope(look, tmp_path)
         assert outcome.code == 4
         assert "another/2999-01-01_00-00-00: the newest run has no checkpoint" in one_line(outcome)
+
+
+def test_last_is_found_while_the_run_replaces_its_checkpoint(tmp_path: Path) -> None:
+    """A search by pattern found no checkpoint, or one that had gone, in some twelve of 3,000 tries a second."""
+    run = tmp_path / "quickstart/2026-01-01_00-00-00"
+    two_versions(run / "checkpoints")
+    for name in ("config.yaml", "split.json"):
+        (run / name).write_text("{}")
+    with replacing(run / "checkpoints"):
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            assert newest_run([f"logging.runs_dir={tmp_path}"]) == run
 
 
 def test_seconds_are_those_of_the_whole_run(tmp_path: Path) -> None:
