@@ -29,6 +29,7 @@ STAND_IN = (
 SAMPLE_CLIPS = 64
 BATCH_CLIPS = 256
 ABOUT_FILE = "clips.json"  # the last file to appear
+_OTHER_FOLDER = "name a new folder, or remove this one first"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def make_clips(
             }
             (staging / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            what = "clips were put into this folder while those for it were made"
+            raise DataError(what, where=str(out_dir), fix=_OTHER_FOLDER) from error
         # numpy reports a short write without an error number; a full disk is what causes it.
         full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
         reason = f"the disk may be full ({error.strerror or error})" if full else error.strerror or error
@@ -133,11 +137,10 @@ def _check_arguments(*, clips: int, grid: int, dim: int, domain: str, seed: int,
 
 
 def _check_empty(out_dir: Path) -> None:
-    fix = "name a new folder, or remove this one first"
     if out_dir.exists() and not out_dir.is_dir():
-        raise DataError("is a file, not a folder", where=str(out_dir), fix=fix)
+        raise DataError("is a file, not a folder", where=str(out_dir), fix=_OTHER_FOLDER)
     if out_dir.is_dir() and any(out_dir.iterdir()):
-        raise DataError("the folder for new clips is not empty", where=str(out_dir), fix=fix)
+        raise DataError("the folder for new clips is not empty", where=str(out_dir), fix=_OTHER_FOLDER)
 
 
 def _check_space(staging: Path, needed: int, out_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -101,6 +102,8 @@ def interrupts_held() -> Iterator[None]:
 
 def _move_up(staging: Path, out_dir: Path, last: str) -> None:
     names = sorted(os.listdir(staging), key=lambda name: (name == last, name))
+    if any(os.path.lexists(out_dir / name) for name in names):  # another process's, of which `last` would be lost
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out_dir))
     try:
         for name in names:
             os.rename(staging / name, out_dir / name)

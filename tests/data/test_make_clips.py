@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,6 +210,25 @@ def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make(tmp_path / "empty", clips=1)
     assert (tmp_path / "empty" / "clips.json").is_file()
+
+
+@pytest.mark.parametrize(("exists", "start_id"), [(False, 0), (True, 0), (True, 2)])
+def test_of_two_that_fill_a_folder_at_once_the_first_wins(exists: bool, start_id: int, tmp_path: Path) -> None:
+    out = tmp_path / "clips"
+    first = tmp_path / "first"
+    make_clips(first, clips=2, grid=2, dim=4, domain="base", seed=1)
+    if exists:
+        out.mkdir()
+
+    def meanwhile(done: int, clips: int) -> None:
+        if done == clips:
+            shutil.copytree(first, out, dirs_exist_ok=True)
+
+    with pytest.raises(DataError, match="clips: clips were put into this folder while those for it were made"):
+        make_clips(out, clips=2, grid=2, dim=4, domain="base", seed=2, start_id=start_id, on_clip=meanwhile)
+    assert sorted(path.name for path in out.iterdir()) == ["clip_00000", "clip_00001", "clips.json"]
+    assert json.loads((out / "clips.json").read_text())["seed"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "first"]
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -154,9 +155,28 @@ def test_clips_that_cannot_be_moved_up_leave_what_stood_there(tmp_path: Path) ->
         (out / "clip_00001").mkdir(exist_ok=True)
         (out / "clip_00001" / "theirs").write_text("keep")
 
-    with pytest.raises(DataError, match="cannot write clips"):
+    with pytest.raises(DataError, match="clips were put into this folder"):
         make(out, other_process)
     assert everything(out) == ["clip_00001", "clip_00001/theirs"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_move_that_stops_half_way_is_undone(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def one(source: Path, target: Path) -> None:
+        if Path(target).name == "clip_00001":
+            raise error
+        rename(source, target)
+        assert target.is_dir()
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "rename", one)
+    with pytest.raises((DataError, KeyboardInterrupt)):
+        make(tmp_path / "out")
+    assert everything(tmp_path) == ["out"]
 
 
 def test_names_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
