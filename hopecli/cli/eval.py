@@ -175,6 +175,7 @@ def write_files(evaluation: Evaluation) -> None:
     """results.json, per_clip.csv and the picture."""
     from hopecli.engine.results import to_tree
     from hopecli.report.files import write_csv, write_json
+    from hopecli.report.lock import alone_in
     from hopecli.report.per_clip import per_clip_rows
     from hopecli.report.plots import plot_error_against_horizon
 
@@ -188,7 +189,7 @@ def write_files(evaluation: Evaluation) -> None:
         teacher=scores.teacher,
         worst_first=bool(results.worst_clips),
     )
-    with written(folder):
+    with written(folder), alone_in(folder):
         write_json(folder / "results.json", to_tree(results))
         write_csv(folder / "per_clip.csv", rows)
         plot_error_against_horizon(results, folder / "error_against_horizon.png")

@@ -74,15 +74,34 @@ def stream_lock(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _locked(path: Path, where: str, what: str, *, shared: bool = False) -> int | None:
-    """A descriptor that holds the lock on a file or folder; None where there are no locks."""
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a folder, made for it, while files that belong together are written, so that they stay those of one
+    process; waits while another one does so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(folder, str(folder), "another process writes into it", wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(path: Path, where: str, what: str, *, shared: bool = False, wait: bool = False) -> int | None:
+    """A descriptor that holds the lock on a file or folder; None where there are no locks, or it may not be read.
+
+    CheckpointError, of which `what` is the message, when another process holds it and this one is not to `wait`.
+    """
     if sys.platform == "win32":
         return None
     import fcntl
 
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written but not read: go on as without locks
+        return None
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         os.close(descriptor)
         raise CheckpointError(what, where=where, fix="wait for it, or stop it first") from error

@@ -11,6 +11,9 @@ import pytest
 from hopecli.config.schema import PhysicsSettings
 from hopecli.data.make_clips import make_clips
 from hopecli.engine.checkpoint import load_checkpoint, write_weights
+from hopecli.errors import CheckpointError
+from hopecli.report import files
+from hopecli.report.lock import stream_lock
 from tests.cli.runner import hope, small_run
 
 READ = {
@@ -79,3 +82,20 @@ def test_only_an_adaptation_writes_weights(run: Path) -> None:
     for adapt in ("none", "layernorm"):
         written(run, "tta", adapt, f"adaptation.adapt={adapt}")
     assert [(run / f"tta/{adapt}/adapted.safetensors").exists() for adapt in ("none", "layernorm")] == [False, True]
+
+
+def test_the_files_of_one_evaluation_stay_together(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they are written no other process writes there: two settings at once would leave a file of each."""
+    pytest.importorskip("fcntl")
+    held = []
+    real = files.write_text
+
+    def write_text(path: Path, text: str) -> None:
+        with pytest.raises(CheckpointError, match="another process"), stream_lock(path.parent):
+            pass
+        held.append(path.name)
+        real(path, text)
+
+    monkeypatch.setattr(files, "write_text", write_text)
+    written(run, "eval", "together")
+    assert held == ["results.json", "per_clip.csv"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hopecli.errors import CheckpointError
-from hopecli.report.lock import RunLock, naming_another_training, stream_lock
+from hopecli.report.lock import RunLock, alone_in, naming_another_training, stream_lock
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 
@@ -83,3 +85,29 @@ def test_a_stream_has_its_folder_alone_and_leaves_no_empty_one(tmp_path: Path) -
     with stream_lock(folder):
         (folder / "results.json").touch()
     assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+def test_a_folder_that_may_be_written_but_not_read_has_no_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "name"
+    folder.mkdir(mode=0o300)
+    for holds in (stream_lock, alone_in):
+        with holds(folder):
+            (folder / holds.__name__).touch()
+    folder.chmod(0o700)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_files_that_belong_together_are_written_by_one_at_a_time(tmp_path: Path) -> None:
+    """Five threads write the name of each into three files: all three are of the same one, at any time."""
+    files = [tmp_path / "results" / name for name in "abc"]
+
+    def write(name: str) -> list[str]:
+        with alone_in(tmp_path / "results"):
+            for file in files:
+                file.write_text(name)
+                time.sleep(0.01)
+            return [file.read_text() for file in files]
+
+    with ThreadPoolExecutor(5) as threads:
+        assert list(threads.map(write, "vwxyz")) == [[name] * 3 for name in "vwxyz"]
