@@ -219,15 +219,9 @@ def identity(
 
     `marks`: the fingerprints of the stream's clips.
     """
-    import hashlib
-
     from hopecli.data.fingerprint import fingerprints, readable_fingerprints
     from hopecli.engine.tta_job import reading
 
-    with open(trained.checkpoint.path, "rb") as file:
-        weights = (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash(file.read())
-        )
     s = trained.settings
     mark = fingerprints if s.data.on_error == "error" else readable_fingerprints
     source_marks = {} if source is None else mark(source.store, source.names)
@@ -238,7 +232,7 @@ def identity(
         "objective.loss_exp": s.objective.loss_exp,
         "device": runtime.choice.device,
         "precision": runtime.choice.precision,
-        "checkpoint": weights,
+        "checkpoint": trained.checkpoint.digest,
         "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
         "clips' content": _hash("\n".join(marks[name] for name in chosen.names).encode()),
         "source": "" if source is None else _hash("\n".join([str(source.store.folder), *source.names]).encode()),

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from hopecli.engine.results import ValidationRecord
 from hopecli.engine.saved_state import read_saved
-from hopecli.engine.saved_weights import OTHER_CHECKPOINT, WEIGHTS, ReplacedError, find_weights, opened, read_metadata
+from hopecli.engine.saved_weights import (
+    OTHER_CHECKPOINT,
+    WEIGHTS,
+    ReplacedError,
+    digest,
+    find_weights,
+    opened,
+    read_metadata,
+)
 from hopecli.errors import THEN_RESUME, CheckpointError, written
 
 TRAINER = "trainer.pt"
@@ -38,10 +46,12 @@ _WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have th
 class Checkpoint:
     """Weights with the settings they were trained under.
 
-    path: the .safetensors file. run_dir: the run directory it belongs to, None for a file on its own.
+    path: the .safetensors file, which may hold others by now. digest: SHA-256 of the file that was read. run_dir: the
+    run directory it belongs to, None for a file on its own.
     """
 
     path: Path
+    digest: str
     weights: dict[str, Tensor]
     settings: dict[str, Any]
     info: dict[str, Any]
@@ -190,11 +200,11 @@ def load_checkpoint(given: str) -> Checkpoint:
 
 
 def _load(file: Path, run_dir: Path | None) -> Checkpoint:
-    with opened(file) as archive:
+    with opened(file) as (archive, held):
         settings, info = read_metadata(file, archive.metadata())
         keys = [key for key in archive.keys() if key != _NO_WEIGHTS]  # noqa: SIM118 (not a dict)
         weights = {key: archive.get_tensor(key) for key in keys}
-    return Checkpoint(file, weights, settings, info, run_dir)
+        return Checkpoint(file, digest(held), weights, settings, info, run_dir)
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def load_trainer(folder: Path) -> dict[str, Any]:
     Raises CheckpointError when it cannot be read, and when it was not saved at the step of the weights beside it.
     """
     state = read_saved(folder / TRAINER, TrainerState, fix=OTHER_CHECKPOINT)
-    with opened(folder / WEIGHTS) as archive:
+    with opened(folder / WEIGHTS) as (archive, _):
         step = read_metadata(folder / WEIGHTS, archive.metadata())[1].get("step")
     if state["step"] != step:
         what = f"{TRAINER} is not of step {step}, of which {WEIGHTS} is"

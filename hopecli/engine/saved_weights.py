@@ -5,6 +5,7 @@ A run that is training may put another file in its place at any time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -22,6 +23,7 @@ WEIGHTS = "model.safetensors"
 OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 _RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
+_PART_BYTES = 2**20
 _SWAP_SECONDS = 0.05  # far longer than `last` is without its name while a new one takes it
 
 
@@ -56,8 +58,9 @@ def _is_run(folder: Path) -> bool:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """A .safetensors file open for reading; CheckpointError when that, or reading in the body, fails.
+def opened(file: Path) -> Iterator[tuple[Any, BinaryIO]]:
+    """A .safetensors file, opened by safetensors and as bytes; CheckpointError when that, or reading in the body,
+    fails.
 
     ReplacedError when it is not the same file all the while: safe_open opens it twice, for metadata and for tensors.
     """
@@ -71,7 +74,7 @@ def opened(file: Path) -> Iterator[Any]:
             with safe_open(file, framework="pt") as archive:
                 if not _is_still(file, held):
                     raise _replaced(file)
-                yield archive
+                yield archive, held
         except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is what torch makes of a missing file
             if not _is_still(file, held):
                 raise _replaced(file) from error
@@ -81,6 +84,15 @@ def opened(file: Path) -> Iterator[Any]:
 
 def _replaced(file: Path) -> ReplacedError:
     return ReplacedError("was removed or replaced while it was being read", where=str(file), fix="try again")
+
+
+def digest(held: BinaryIO) -> str:
+    """SHA-256 of an open file, in hexadecimal."""
+    held.seek(0)
+    sums = hashlib.sha256()
+    while part := held.read(_PART_BYTES):
+        sums.update(part)
+    return sums.hexdigest()
 
 
 def _is_still(file: Path, held: BinaryIO) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +105,19 @@ def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     assert differing(precision="bf16") == {"precision"}
     assert differing(device="cuda") == {"device"}
     assert differing(baselines=["frozen", "periodic_reset"]) == {"baselines"}
+
+
+def test_the_weights_are_those_that_were_read_whatever_takes_their_name_later(stopped: Stopped, tmp_path: Path) -> None:
+    """A run that goes on training puts others in their place while the stream is prepared."""
+    last, earlier = (stopped.run / "checkpoints" / name / "model.safetensors" for name in ("last", "epoch_0001"))
+    file = shutil.copy(last, tmp_path / "m.safetensors")
+    trained = load_trained(str(file), None, FAST, str(stopped.clips))
+    shutil.copy(earlier, file)
+    runtime = start_runtime("cpu", "fp32", quiet=True)
+    chosen = held_out_or_all(trained, "auto", lambda text: None)
+    request = Request(None, None, ["frozen"], False, None)
+    found = identity(trained, request, runtime, chosen, fingerprints(chosen.store, chosen.names), None)
+    assert found["checkpoint"] == hashlib.sha256(last.read_bytes()).hexdigest()
 
 
 def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
