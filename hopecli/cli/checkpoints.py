@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hopecli.cli.common import check_built_in, data_overrides, gives_clips, override, with_data_folder
 from hopecli.cli.recognise import all_readable, compare_inputs, held_out_here, readings_of, recognised
 from hopecli.cli.resume import newest_run
-from hopecli.errors import HopeError, SettingsError
+from hopecli.errors import CheckpointError, HopeError, SettingsError, accessed
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -169,9 +169,13 @@ def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None
     from hopecli.data.split import make_split, read_split
 
     run_dir = trained.checkpoint.run_dir
-    if run_dir is not None and (run_dir / "split.json").is_file():
-        split = read_split(run_dir / "split.json")
-        return split if split.comparable else None
+    if run_dir is not None:
+        file = run_dir / "split.json"
+        with accessed(file, kind=CheckpointError):
+            recorded = file.is_file()
+        if recorded:
+            split = read_split(file)
+            return split if split.comparable else None
     try:
         split = make_split(open_store(trained.trained_under, say))
     except HopeError:

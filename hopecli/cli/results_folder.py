@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hopecli.errors import SettingsError
 
 def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
     """Say so when a folder holds results that are about to be written again."""
-    if (folder / "results.json").is_file():
+    if os.path.isfile(folder / "results.json"):
         say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
 
 

@@ -35,7 +35,8 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
             show(results, tta_tables, json=json)
     if not results.complete:
         raise StoppedError(f"{stopped}; the results so far are written", where=str(folder), fix=fix)
-    (folder / STATE_FILE).unlink(missing_ok=True)
+    with written(folder / STATE_FILE):
+        (folder / STATE_FILE).unlink(missing_ok=True)
 
 
 def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: TtaResults, facts: StreamFacts) -> None:

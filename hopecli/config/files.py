@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def list_presets() -> dict[str, Path]:
     """Preset names and their files; the first folder that has a name wins, with a file before what is none."""
     found: dict[str, Path] = {}
     for folder in preset_folders():
-        for path in sorted(folder.glob("*.yaml")):
+        paths: list[Path] = []
+        with suppress(OSError):  # find_preset says which folder cannot be read
+            paths = sorted(folder.glob("*.yaml"))
+        for path in paths:
             if path.stem not in found or (os.path.isfile(path) and not os.path.isfile(found[path.stem])):
                 found[path.stem] = path
     return dict(sorted(found.items()))

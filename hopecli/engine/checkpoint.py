@@ -28,6 +28,7 @@ from hopecli.engine.saved_weights import (
     WEIGHTS,
     ReplacedError,
     digest,
+    epoch_folders,
     find_weights,
     opened,
     read_metadata,
@@ -181,7 +182,9 @@ def _discard(folder: Path) -> None:
 
 def remove_old(checkpoints: Path, keep_last: int | None) -> None:
     """Delete all but the newest `keep_last` epoch checkpoints."""
-    kept = sorted(checkpoints.glob("epoch_*"), key=lambda folder: (len(folder.name), folder.name))  # 9999 before 10000
+    kept: list[Path] = []
+    with suppress(OSError):  # they stay until the next time
+        kept = epoch_folders(checkpoints)
     excess = 0 if keep_last is None else max(0, len(kept) - keep_last)
     for folder in kept[:excess]:
         shutil.rmtree(folder, ignore_errors=True)  # one that was made read-only is meant to stay

@@ -34,22 +34,33 @@ class ReplacedError(CheckpointError):
 def find_weights(given: str) -> tuple[Path, Path | None]:
     """The .safetensors file of a run directory, a checkpoint directory or a file, and its run directory."""
     path = Path(given)
+    checkpoints = path / "checkpoints"
     candidates = [
         path,
         path / WEIGHTS,
-        path / "checkpoints" / "last" / WEIGHTS,
-        path / "checkpoints" / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
+        checkpoints / "last" / WEIGHTS,
+        checkpoints / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
     ]
     for pause in (0.0, _SWAP_SECONDS):
         time.sleep(pause)
         with accessed(path, kind=CheckpointError):
-            file = next((candidate for candidate in candidates if candidate.is_file()), None)
+            # Without any `last` the disk failed when the first one was to be made of an epoch's checkpoint.
+            epochs = [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
+            file = next((candidate for candidate in [*candidates, *epochs] if candidate.is_file()), None)
+            if file is not None:
+                return file, next((p for p in file.resolve().parents if _is_run(p)), None)
             found = "no checkpoint in it" if path.exists() else "no such file or directory"
-        if file is not None:
-            return file, next((p for p in file.resolve().parents if _is_run(p)), None)
     raise CheckpointError(
         found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
     )
+
+
+def epoch_folders(checkpoints: Path) -> list[Path]:
+    """The checkpoints of epochs, oldest first; none where there is no such folder."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = [path for path in checkpoints.iterdir() if path.name.startswith("epoch_")]
+        return sorted(found, key=lambda path: (len(path.name), path.name))  # 9999 before 10000
+    return []
 
 
 def _is_run(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
-from hopecli.errors import THEN_RESUME, written
+from hopecli.errors import THEN_RESUME, CheckpointError, accessed, written
 
 # A path may hold bytes that are not UTF-8; our files are UTF-8 whatever is named in them.
 ESCAPED = "backslashreplace"
@@ -74,7 +74,8 @@ class MetricsFile:
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
 
     def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+        with accessed(self.path, kind=CheckpointError):
+            text = self.path.read_text(encoding="utf-8", errors="replace")
         kept = "".join(f"{line}\n" for line in text.splitlines() if self._keeps(line))  # no torn line
         if kept == text:
             return

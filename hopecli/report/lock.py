@@ -88,7 +88,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path, where: str, what: str, *, shared: bool = False, wait: bool = False) -> int | None:
-    """A descriptor that holds the lock on a file or folder; None where there are no locks, or it may not be read.
+    """A descriptor that holds the lock on a file or folder; None where there are no locks, or it cannot be read.
 
     CheckpointError, of which `what` is the message, when another process holds it and this one is not to `wait`.
     """
@@ -98,7 +98,7 @@ def _locked(path: Path, where: str, what: str, *, shared: bool = False, wait: bo
 
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written but not read: go on as without locks
+    except OSError:  # a folder may be written without being readable: go on as without locks
         return None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

@@ -119,3 +119,11 @@ def test_one_that_is_without_its_name_for_a_moment_is_found(tmp_path: Path, monk
     last.rename(tmp_path / "aside")
     monkeypatch.setattr(time, "sleep", lambda seconds: seconds and (tmp_path / "aside").rename(last))
     assert is_whole(load_checkpoint(str(last)))
+
+
+def test_without_a_last_one_the_newest_of_an_epoch_is_taken(tmp_path: Path) -> None:
+    for epoch in (2, 9999, 10_000):  # which comes before epoch_9999 in the alphabet
+        save(tmp_path / f"checkpoints/epoch_{epoch:04d}", step=epoch)
+    assert load_checkpoint(str(tmp_path)).info == {"step": 10_000}
+    save(tmp_path / "checkpoints/last", step=1)
+    assert load_checkpoint(str(tmp_path)).info == {"step": 1}
