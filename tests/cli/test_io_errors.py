@@ -74,7 +74,7 @@ def every_failure(command: list[str], name: str, folder: Path, prepare: Callable
                 assert outcome.err.splitlines()[-1].startswith("error: "), (failed, outcome.err)
                 assert "Input/output error" in outcome.err.splitlines()[-1], (failed, outcome.err)
             yield outcome
-    assert number > 1 or name in ("scandir", "unlink", "os.open")  # which some commands do without
+    assert number > 1 or name != "replace"  # some commands, and pathlib of some versions, do without the others
 
 
 @pytest.mark.parametrize("name", CALLS)
