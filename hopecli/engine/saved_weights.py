@@ -44,9 +44,9 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
     for pause in (0.0, _SWAP_SECONDS):
         time.sleep(pause)
         with accessed(path, kind=CheckpointError):
-            # Without any `last` the disk failed when the first one was to be made of an epoch's checkpoint.
-            epochs = [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
-            file = next((candidate for candidate in [*candidates, *epochs] if candidate.is_file()), None)
+            if pause:  # without any `last`: the disk failed when the first one was to be made of an epoch's checkpoint
+                candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
+            file = next((candidate for candidate in candidates if candidate.is_file()), None)
             if file is not None:
                 return file, next((p for p in file.resolve().parents if _is_run(p)), None)
             found = "no checkpoint in it" if path.exists() else "no such file or directory"
@@ -107,7 +107,7 @@ def digest(held: BinaryIO) -> str:
 
 
 def _is_still(file: Path, held: BinaryIO) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         return os.path.samestat(file.stat(), os.fstat(held.fileno()))
     return False
 

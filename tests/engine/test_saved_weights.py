@@ -117,10 +117,12 @@ def test_one_that_is_removed_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_one_that_is_without_its_name_for_a_moment_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last = two_versions(tmp_path)
-    last.rename(tmp_path / "aside")
-    monkeypatch.setattr(time, "sleep", lambda seconds: seconds and (tmp_path / "aside").rename(last))
-    assert is_whole(load_checkpoint(str(last)))
+    """Rather than the newest of an epoch, of which `last` may be a later state."""
+    last = two_versions(tmp_path / "checkpoints")
+    for given in (last, tmp_path):
+        last.rename(tmp_path / "aside")
+        monkeypatch.setattr(time, "sleep", lambda seconds: seconds and (tmp_path / "aside").rename(last))
+        assert load_checkpoint(str(given)).info == {"step": 1}
 
 
 def test_without_a_last_one_the_newest_of_an_epoch_is_taken(tmp_path: Path) -> None:
