@@ -97,10 +97,13 @@ def test_training(name: str, trained: Path, tmp_path: Path) -> None:
     """A run that has a checkpoint goes on from it and ends with the weights of the one that never failed."""
     expected = load_file(only_run(trained) / WEIGHTS)
     shutil.copytree(trained / "cache", tmp_path / "cache")
+    resumed = 0
     for outcome in every_failure(TRAIN, name, tmp_path, lambda: shutil.rmtree(tmp_path / "runs", ignore_errors=True)):
         if outcome.code and list((tmp_path / "runs").glob("*/*/checkpoints/epoch_0001")):
             outcome = hope(["train", "--resume", "last"], tmp_path)
             assert outcome.code == 0, outcome.err
+            resumed += 1
         if outcome.code == 0:
             found = load_file(only_run(tmp_path) / WEIGHTS)
             assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert resumed > 0 or name != "replace"
