@@ -61,12 +61,18 @@ class ChosenClips:
 
 
 def load_trained(
-    ckpt: str, preset: str | None, overrides: Sequence[str], data_dir: str | None, *, unused: tuple[str, ...] = ()
+    ckpt: str,
+    preset: str | None,
+    overrides: Sequence[str],
+    data_dir: str | None,
+    *,
+    unused: tuple[str, ...] = (),
+    hashed: bool = False,
 ) -> Trained:
     """Load a checkpoint under the evaluation, adaptation and logging sections of `preset` and the overrides.
 
     `ckpt` as --ckpt takes it: a folder or file, or 'last' for the run started last. unused: keys (or sections, with
-    their dot) that the command does nothing with; a note says so when one is set.
+    their dot) that the command does nothing with; a note says so when one is set. hashed: with the weights' digest.
     """
     from hopecli.config.explain import to_tree
     from hopecli.config.load import load_tree, merge, overridden, section_tree
@@ -78,7 +84,7 @@ def load_trained(
     if ckpt == "last" and not Path(ckpt).exists():
         ckpt = str(newest_run(overrides))
         say(f"checkpoint: {ckpt}")
-    checkpoint = load_checkpoint(ckpt)
+    checkpoint = load_checkpoint(ckpt, hashed=hashed)
     trained_under = settings_of(checkpoint)
     tree: dict[str, Any] = checkpoint.settings
     if checkpoint.run_dir is None:  # a file from elsewhere does not say where results go and on which device

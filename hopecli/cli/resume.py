@@ -70,7 +70,8 @@ def newest_run(overrides: Sequence[str]) -> Path:
     given = overridden(overrides).get("logging.runs_dir")  # no other setting can be judged without the run's own
     where = [] if given is None else [override("logging.runs_dir", given)]
     folder = runs_folder(load_tree({}, where, name="last", origin="default").settings)
-    runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
+    with accessed(folder, kind=CheckpointError):
+        runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
     if not runs:
         _require_readable(folder)
         raise CheckpointError("no run of hope train", where=str(folder), fix="train one, or give its directory")
@@ -80,6 +81,8 @@ def newest_run(overrides: Sequence[str]) -> Path:
         find_weights(str(newest))
     except CheckpointError as error:
         _require_readable(newest / "checkpoints")
+        if isinstance(error.__cause__, OSError):  # it may be there
+            raise
         what = "the newest run has no checkpoint: it ended before its first one was written, or is about to write it"
         raise CheckpointError(what, where=str(newest), fix="start it again, or give another run's directory") from error
     return newest

@@ -95,7 +95,7 @@ def tta_command(
     flags = [] if precision is None else [override("adaptation.precision", precision)]
     flags += [] if wandb is None else [override("logging.wandb", wandb)]
     unused = ("evaluation.", "logging.diagnostics_every", *TRAINING_KEYS)
-    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
+    trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused, hashed=True)
     chosen_baselines = list(dict.fromkeys(["frozen", *(text.strip() for text in baselines.split(",") if text.strip())]))
     asked = overridden(overrides or [])
     request = Request(source_data_dir, name, chosen_baselines, resume, preset, asked)
@@ -217,7 +217,7 @@ def identity(
 ) -> dict[str, Any]:
     """What two commands must share for one to go on with the other's stream: all that a score depends on.
 
-    `marks`: the fingerprints of the stream's clips.
+    `trained`: loaded with its digest. `marks`: the fingerprints of the stream's clips.
     """
     from hopecli.data.fingerprint import fingerprints, readable_fingerprints
     from hopecli.engine.tta_job import reading

@@ -47,16 +47,16 @@ _WRITE_ERRORS = (RuntimeError, SafetensorError)  # torch and safetensors have th
 class Checkpoint:
     """Weights with the settings they were trained under.
 
-    path: the .safetensors file, which may hold others by now. digest: SHA-256 of the file that was read. run_dir: the
-    run directory it belongs to, None for a file on its own.
+    path: the .safetensors file, which may hold others by now. run_dir: the run directory it belongs to, None for a file
+    on its own. digest: SHA-256 of the file that was read, None unless it was asked for.
     """
 
     path: Path
-    digest: str
     weights: dict[str, Tensor]
     settings: dict[str, Any]
     info: dict[str, Any]
     run_dir: Path | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,24 +190,24 @@ def remove_old(checkpoints: Path, keep_last: int | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # one that was made read-only is meant to stay
 
 
-def load_checkpoint(given: str) -> Checkpoint:
-    """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file.
+def load_checkpoint(given: str, *, hashed: bool = False) -> Checkpoint:
+    """Read weights, settings and info of RUN, a checkpoint directory or a .safetensors file; `hashed`: its digest too.
 
     CheckpointError when there is none, or it is damaged or not of hopecli. One that is replaced by a newer one
     meanwhile, as a run that trains does, is read again.
     """
     for _ in range(_TRIES - 1):
         with suppress(ReplacedError):
-            return _load(*find_weights(given))
-    return _load(*find_weights(given))
+            return _load(*find_weights(given), hashed)
+    return _load(*find_weights(given), hashed)
 
 
-def _load(file: Path, run_dir: Path | None) -> Checkpoint:
+def _load(file: Path, run_dir: Path | None, hashed: bool) -> Checkpoint:
     with opened(file) as (archive, held):
         settings, info = read_metadata(file, archive.metadata())
         keys = [key for key in archive.keys() if key != _NO_WEIGHTS]  # noqa: SIM118 (not a dict)
         weights = {key: archive.get_tensor(key) for key in keys}
-        return Checkpoint(file, digest(held), weights, settings, info, run_dir)
+        return Checkpoint(file, weights, settings, info, run_dir, digest(held) if hashed else None)
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:

@@ -62,24 +62,27 @@ def naming_another_training(run_dir: Path) -> Iterator[None]:
 @contextmanager
 def stream_lock(folder: Path) -> Iterator[None]:
     """Holds the results folder of hope tta, made for it; CheckpointError when another process streams into it."""
-    with written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked(folder, str(folder), "another process is adapting into it (--name NAME keeps both apart)")
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-        with suppress(OSError):  # only where nothing was written
-            folder.rmdir()
+    with _held_folder(folder, "another process is adapting into it (--name NAME keeps both apart)", wait=False):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # only where nothing was written
+                folder.rmdir()
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Holds a folder, made for it, while files that belong together are written, so that they stay those of one
     process; waits while another one does so."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked(folder, str(folder), "another process writes into it", wait=True)
+    with _held_folder(folder, "another process writes into it", wait=True):
+        yield
+
+
+@contextmanager
+def _held_folder(folder: Path, what: str, *, wait: bool) -> Iterator[None]:
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(folder, str(folder), what, wait=wait)
     try:
         yield
     finally:

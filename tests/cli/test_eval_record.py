@@ -1,4 +1,5 @@
-"""results.json of hope eval and hope tta says how clips were read, and which seed is whose."""
+"""results.json of hope eval and hope tta says how clips were read, and which seed is whose; its files are of one run
+of the command."""
 
 from __future__ import annotations
 

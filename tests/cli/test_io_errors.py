@@ -82,7 +82,7 @@ def every_failure(command: list[str], name: str, folder: Path, prepare: Callable
 def test_results(command: str, name: str, trained: Path) -> None:
     """Of a command that fails no file is left but whole ones."""
     run = only_run(trained)
-    words = [command, "--ckpt", str(run), "--device", "cpu", "--name", "part"]
+    words = [command, "--ckpt", "last" if command == "eval" else str(run), "--device", "cpu", "--name", "part"]
     results = run / command / "part"
     for outcome in every_failure(words, name, trained, lambda: shutil.rmtree(results, ignore_errors=True)):
         left = {path.name for path in results.iterdir()} if results.is_dir() else set()

@@ -81,6 +81,7 @@ def test_a_stream_has_its_folder_alone_and_leaves_no_empty_one(tmp_path: Path) -
         assert folder.is_dir()
         with pytest.raises(CheckpointError, match="another process is adapting into it"), stream_lock(folder):
             pass
+        assert folder.is_dir()  # who is refused does not take it away
     assert not folder.exists()
     with stream_lock(folder):
         (folder / "results.json").touch()
