@@ -71,8 +71,10 @@ def every_failure(command: list[str], name: str, folder: Path, prepare: Callable
             assert "Traceback" not in outcome.err
             assert outcome.code in (0, 3, 4), (failed, outcome.err)
             if outcome.code:
-                assert outcome.err.splitlines()[-1].startswith("error: "), (failed, outcome.err)
-                assert "Input/output error" in outcome.err.splitlines()[-1], (failed, outcome.err)
+                line = outcome.err.splitlines()[-1]
+                assert line.startswith("error: "), (failed, outcome.err)
+                unseen = "no run of hope train" in line  # pathlib of 3.12 passes over a folder that it cannot list
+                assert "Input/output error" in line or unseen, (failed, outcome.err)
             yield outcome
     assert number > 1 or name != "replace"  # some commands, and pathlib of some versions, do without the others
 
