@@ -24,7 +24,8 @@ OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 _RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
 _PART_BYTES = 2**20
-_SWAP_SECONDS = 0.05  # far longer than `last` is without its name while a new one takes it
+# Seconds before each look for a checkpoint: `last` is without its name for a moment while a new one takes it.
+_PAUSES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 class ReplacedError(CheckpointError):
@@ -41,10 +42,12 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
         checkpoints / "last" / WEIGHTS,
         checkpoints / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
     ]
-    for pause in (0.0, _SWAP_SECONDS):
+    for pause in _PAUSES:
         time.sleep(pause)
         with accessed(path, kind=CheckpointError):
-            if pause:  # without any `last`: the disk failed when the first one was to be made of an epoch's checkpoint
+            if (
+                pause == _PAUSES[-1]
+            ):  # no `last`: the disk failed when the first was to be made of an epoch's checkpoint
                 candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
             file = next((candidate for candidate in candidates if candidate.is_file()), None)
             if file is not None:
