@@ -45,9 +45,7 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
     for pause in _PAUSES:
         time.sleep(pause)
         with accessed(path, kind=CheckpointError):
-            if (
-                pause == _PAUSES[-1]
-            ):  # no `last`: the disk failed when the first was to be made of an epoch's checkpoint
+            if pause == _PAUSES[-1]:  # no `last`: the disk failed when it was to be made of an epoch's checkpoint
                 candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
             file = next((candidate for candidate in candidates if candidate.is_file()), None)
             if file is not None:
