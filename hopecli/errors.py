@@ -5,6 +5,9 @@ A message says what is wrong, where, the value found and how to fix it.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -12,6 +15,9 @@ from os import PathLike
 CHECK_ACCESS = "check that it is there and may be read"
 FREE_SPACE = "make it writable or free disk space"
 THEN_RESUME = f"{FREE_SPACE}, then --resume"
+
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_NOWHERE_ON_WINDOWS = (21, 123, 1921)  # a drive without a disk, a name that no file may have, a link to nowhere
 
 
 class HopeError(Exception):
@@ -107,3 +113,36 @@ def accessed(where: str | PathLike[str], *, kind: type[HopeError], fix: str = CH
         yield
     except OSError as error:
         raise kind(f"cannot be read: {error.strerror or error}", where=str(where), fix=fix) from error
+
+
+def exists(path: str | PathLike[str]) -> bool:
+    """Whether there is something at `path`; OSError when that cannot be known (no permission, lost mount, ...).
+
+    So are `is_file` and `is_dir`. Path.exists of Python 3.14 and os.path.exists say no then: what may not be looked at
+    would pass for missing.
+    """
+    return _mode(path) is not None
+
+
+def is_file(path: str | PathLike[str]) -> bool:
+    """Whether `path` is a file, or leads to one; OSError when that cannot be known."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_dir(path: str | PathLike[str]) -> bool:
+    """Whether `path` is a folder, or leads to one; OSError when that cannot be known."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: str | PathLike[str]) -> int | None:
+    """The st_mode of what `path` leads to; None when it leads nowhere."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # no file has such a name: it holds a zero byte, say
+        return None
+    except OSError as error:
+        if error.errno in _NOWHERE or getattr(error, "winerror", None) in _NOWHERE_ON_WINDOWS:
+            return None
+        raise

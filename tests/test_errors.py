@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from hopecli import errors
-from hopecli.errors import AbortedError, CheckpointError, DataError, HopeError, written
+from hopecli.errors import AbortedError, CheckpointError, DataError, HopeError, exists, is_dir, is_file, written
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
@@ -78,3 +80,40 @@ def test_an_interrupt_within_torch_save_is_no_write_error(
         with pytest.raises(kind) as raised, written("trainer.pt", also=(RuntimeError,)):
             torch.save(state, _Raises(make, at))
         assert raised.type is kind
+
+
+def test_what_is_at_a_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, leads_to in {"to_file": "file", "to_folder": ".", "to_nothing": "none", "to_itself": "to_itself"}.items():
+        (tmp_path / name).symlink_to(leads_to)
+    found = {
+        name: (exists(path), is_file(path), is_dir(path))
+        for name in (".", "file", "to_file", "to_folder", "none", "file/none", "to_nothing", "to_itself", "a\0b")
+        for path in [tmp_path / name]
+    }
+    nothing = (False, False, False)
+    assert found == {
+        ".": (True, False, True),
+        "file": (True, True, False),
+        "to_file": (True, True, False),
+        "to_folder": (True, False, True),
+        "none": nothing,
+        "file/none": nothing,
+        "to_nothing": nothing,
+        "to_itself": nothing,
+        "a\0b": nothing,
+    }
+    assert not is_file(os.devnull)
+    assert exists(os.devnull)
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+@pytest.mark.parametrize("look", [exists, is_file, is_dir])
+def test_what_may_not_be_looked_at_is_not_missing(look: Callable[[Path], bool], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    try:
+        with pytest.raises(PermissionError):
+            look(closed / "file")
+    finally:
+        closed.chmod(0o700)

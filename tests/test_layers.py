@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import pytest
 
@@ -120,6 +120,13 @@ def import_problems(file: str, found: Import) -> Iterator[str]:
             yield f"{package} may import {first} inside functions only"
 
 
+def _of_a_path(function: ast.expr) -> TypeGuard[ast.Attribute]:
+    """Whether it is a method of Path that errors.py replaces; a directory entry has one of the same name."""
+    if not isinstance(function, ast.Attribute) or function.attr not in ("exists", "is_dir", "is_file"):
+        return False
+    return not (isinstance(function.value, ast.Name) and function.value.id == "entry")
+
+
 def problems(root: Path) -> list[str]:
     """Every broken rule of a package folder as `file:line: rule`."""
     out = []
@@ -135,6 +142,8 @@ def problems(root: Path) -> list[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.arguments) and node.kwarg is not None:
                 out.append(f"{file}:{node.kwarg.lineno}: **{node.kwarg.arg} swallows arguments")
+            if isinstance(node, ast.Call) and not node.args and _of_a_path(node.func):
+                out.append(f"{file}:{node.lineno}: Path.{node.func.attr} of Python 3.14 hides errors: see errors.py")
     return out
 
 
@@ -180,6 +189,10 @@ PLANTED = {
     "relative import": ("data/store.py", "from . import clip"),
     "is not in the table of layers": ("utils/misc.py", "import os"),
     "**options swallows arguments": ("data/store.py", "def f(**options): ..."),
+    "Path.is_file of Python 3.14 hides errors": (
+        "data/store.py",
+        "def f(folder):\n    return (folder / 'x').is_file()",
+    ),
     "more than 300 lines": ("data/store.py", "\n" * 301),
 }
 

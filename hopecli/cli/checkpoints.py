@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hopecli.cli.common import check_built_in, data_overrides, gives_clips, override, with_data_folder
 from hopecli.cli.recognise import all_readable, compare_inputs, held_out_here, readings_of, recognised
 from hopecli.cli.resume import newest_run
-from hopecli.errors import CheckpointError, HopeError, SettingsError, accessed
+from hopecli.errors import CheckpointError, HopeError, SettingsError, accessed, exists, is_file
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -81,7 +81,7 @@ def load_trained(
     from hopecli.models.build import build_model
     from hopecli.report.console import say
 
-    if ckpt == "last" and not Path(ckpt).exists():
+    if ckpt == "last" and not exists(ckpt):
         ckpt = str(newest_run(overrides))
         say(f"checkpoint: {ckpt}")
     checkpoint = load_checkpoint(ckpt, hashed=hashed)
@@ -178,7 +178,7 @@ def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None
     if run_dir is not None:
         file = run_dir / "split.json"
         with accessed(file, kind=CheckpointError):
-            recorded = file.is_file()
+            recorded = is_file(file)
         if recorded:
             split = read_split(file)
             return split if split.comparable else None

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hopecli.errors import CheckpointError
+from hopecli.errors import CheckpointError, exists
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -25,7 +25,7 @@ def require_space(folder: Path, settings: Settings, model: PredictorModule, *, n
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     one = weights + _MOMENTS * sum(p.numel() for p in model.parameters() if p.requires_grad)
     try:
-        disk = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists()))
+        disk = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if exists(path)))
     except OSError:  # whoever writes there says so
         return None
     if not disk.total:  # some network disks do not say

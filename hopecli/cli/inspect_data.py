@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopecli.cli.common import JsonOption, data_overrides, expanded, override
-from hopecli.errors import DataError, HopeError, SettingsError, written
+from hopecli.errors import DataError, HopeError, SettingsError, exists, is_dir, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -101,9 +101,9 @@ def check_plot_path(plot: Path, folder: Path) -> None:
             fix="name a file elsewhere",
         )
     with written(f"--plot {plot}", kind=SettingsError, fix="name a file in a folder that can be written"):
-        if plot.is_dir():
+        if is_dir(plot):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with tempfile.TemporaryFile(dir=next(path for path in plot.absolute().parents if path.exists())):
+        with tempfile.TemporaryFile(dir=next(path for path in plot.absolute().parents if exists(path))):
             pass
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hopecli.cli.common import is_dated, override, runs_folder, started
-from hopecli.errors import CheckpointError, SettingsError, accessed
+from hopecli.errors import CheckpointError, SettingsError, accessed, is_dir, is_file
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -23,14 +23,14 @@ def find_run(given: str, overrides: Sequence[str]) -> tuple[Path, Path]:
         return run_dir, run_dir
     path = Path(given)
     with accessed(path, kind=CheckpointError):
-        if (path / "config.yaml").is_file():
-            if not (path / "checkpoints").is_dir():
+        if is_file(path / "config.yaml"):
+            if not is_dir(path / "checkpoints"):
                 raise CheckpointError(
                     "the run ended before its first checkpoint was written", where=given, fix="start it again"
                 )
             return path, path
         run_dir = path.absolute().parent.parent
-        if (path / "trainer.pt").is_file() and (run_dir / "config.yaml").is_file():
+        if is_file(path / "trainer.pt") and is_file(run_dir / "config.yaml"):
             return run_dir, path
     raise CheckpointError(
         "not a run directory", where="--resume", value=given, fix="give a run's folder, or one of its checkpoints"
@@ -71,7 +71,7 @@ def newest_run(overrides: Sequence[str]) -> Path:
     where = [] if given is None else [override("logging.runs_dir", given)]
     folder = runs_folder(load_tree({}, where, name="last", origin="default").settings)
     with accessed(folder, kind=CheckpointError):
-        runs = [p.parent for p in folder.glob("*/*/config.yaml") if (p.parent / "split.json").is_file()]
+        runs = [p.parent for p in folder.glob("*/*/config.yaml") if is_file(p.parent / "split.json")]
     if not runs:
         _require_readable(folder)
         raise CheckpointError("no run of hope train", where=str(folder), fix="train one, or give its directory")

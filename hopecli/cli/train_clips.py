@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hopecli.cli.recognise import warn_of_dropped_actions
-from hopecli.errors import written
+from hopecli.errors import is_file, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -74,7 +74,7 @@ def keep_split(job: TrainJob) -> None:
     split = replace(job.split, skipped={**job.split.skipped, **job.skipped}, unreadable=tuple(sorted(unread)))
     file = job.run_dir / "split.json"
     with written(file):
-        if not file.is_file() or split.to_json() != file.read_text(encoding="utf-8"):
+        if not is_file(file) or split.to_json() != file.read_text(encoding="utf-8"):
             write_text(file, split.to_json())
 
 

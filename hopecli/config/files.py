@@ -10,7 +10,7 @@ from typing import Any
 
 from hopecli.config.keys import closest
 from hopecli.config.yaml_text import parse_yaml
-from hopecli.errors import CHECK_ACCESS, SettingsError, accessed
+from hopecli.errors import CHECK_ACCESS, SettingsError, accessed, is_file
 
 
 def preset_folders() -> list[Path]:
@@ -38,7 +38,7 @@ def find_preset(name: str, *, beside: Path | None = None, where: str = "--preset
     if given.suffix in (".yaml", ".yml") or given.parent != Path("."):
         for path in [given] if beside is None or given.is_absolute() else [beside / given, given]:
             with accessed(path, kind=SettingsError):
-                if path.is_file():
+                if is_file(path):
                     return path
         raise SettingsError("no such preset file", where=where, value=name, fix="give a path to a .yaml file")
     folders = preset_folders() if beside is None else [beside, *preset_folders()]
@@ -46,7 +46,7 @@ def find_preset(name: str, *, beside: Path | None = None, where: str = "--preset
     for folder in folders:
         path = folder / f"{name}.yaml"
         try:
-            if path.is_file():
+            if is_file(path):
                 return path
         except OSError as error:  # another folder may have it; a name too long for a file is in none
             closed = closed if error.errno == errno.ENAMETOOLONG else error

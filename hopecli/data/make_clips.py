@@ -19,7 +19,7 @@ from hopecli.data.encode import frozen_encoder
 from hopecli.data.physics import DOMAINS, FRAMES, PUSH_FRAME, Simulation, simulate_many
 from hopecli.data.render import render
 from hopecli.data.staging import interrupts_held, remove_stale, staged
-from hopecli.errors import DataError, SettingsError
+from hopecli.errors import DataError, SettingsError, exists, is_dir
 
 DTYPES = ("float16", "float32")
 STAND_IN = (
@@ -137,9 +137,9 @@ def _check_arguments(*, clips: int, grid: int, dim: int, domain: str, seed: int,
 
 
 def _check_empty(out_dir: Path) -> None:
-    if out_dir.exists() and not out_dir.is_dir():
+    if exists(out_dir) and not is_dir(out_dir):
         raise DataError("is a file, not a folder", where=str(out_dir), fix=_OTHER_FOLDER)
-    if out_dir.is_dir() and any(out_dir.iterdir()):
+    if is_dir(out_dir) and any(out_dir.iterdir()):
         raise DataError("the folder for new clips is not empty", where=str(out_dir), fix=_OTHER_FOLDER)
 
 

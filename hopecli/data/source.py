@@ -19,7 +19,7 @@ from hopecli.data.each import each
 from hopecli.data.physics import FRAMES
 from hopecli.data.staging import hidden_name
 from hopecli.data.store import CLIP_NAME, EXPECTED_TREE
-from hopecli.errors import DataError, SettingsError, written
+from hopecli.errors import DataError, SettingsError, is_dir, is_file, written
 
 # Counts up whenever the simulation, renderer or encoder changes, so that old caches are not reused.
 PHYSICS_VERSION = 2
@@ -61,7 +61,7 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
     with written(folder.parent, kind=DataError, fix=fix):
         if _complete(folder, settings):
             return folder
-        if folder.is_dir():
+        if is_dir(folder):
             say(f"the built-in clips in {folder} are not complete: making them again")
             _discard(folder, settings)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _complete(folder: Path, settings: DataSettings) -> bool:
             return all((folder / clip / file).stat().st_size >= size for file, size in least.items())
         return False
 
-    if not (folder / "clips.json").is_file():
+    if not is_file(folder / "clips.json"):
         return False
     try:
         with os.scandir(folder) as entries:

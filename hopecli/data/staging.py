@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from hopecli.errors import is_dir
+
 _STALE_SECONDS = 24 * 3600
 # File names have at most 255 bytes; what is added to a long one must not break it.
 _NAME_BYTES = 200
@@ -32,7 +34,7 @@ def staged(out_dir: Path, *, last: str) -> Iterator[Path]:
     a folder without `last` was cut off (by a crash: every error and signal leaves it empty). SIGTERM and SIGHUP
     clean up as Ctrl-C does.
     """
-    inside = out_dir.is_dir()
+    inside = is_dir(out_dir)
     parent = out_dir if inside else out_dir.parent
     staging = parent / hidden_name(out_dir.name)
     with sigterm_as_interrupt():
@@ -115,7 +117,7 @@ def _move_up(staging: Path, out_dir: Path, last: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if is_dir(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -125,7 +127,7 @@ def remove_stale(out_dir: Path) -> None:
     """Remove hidden folders for `out_dir`, in and beside it, that no live process fills."""
     pattern = re.compile(rf"\.{re.escape(_short(out_dir.name))}\.(?:([0-9a-f]{{8}})-(\d{{1,9}})-)?[0-9a-f]+\.partial")
     for parent in (out_dir, out_dir.parent):
-        for path in list(parent.iterdir()) if parent.is_dir() else ():
+        for path in list(parent.iterdir()) if is_dir(parent) else ():
             match = pattern.fullmatch(path.name)
             if match is None:
                 continue

@@ -23,7 +23,7 @@ import torch
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops, original_row_counts
 from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_array, read_header
-from hopecli.errors import DataError, accessed
+from hopecli.errors import DataError, accessed, is_dir
 
 _ROW_FILES = ("actions", "states", "extrinsics")
 SAMPLED_CLIPS = 64  # enough to warn of what is the same in most clips
@@ -58,7 +58,7 @@ class ClipHeaders(NamedTuple):
 def numbered_clips(folder: Path) -> list[tuple[int, str]]:
     """(id, name) of every clip folder, ascending; DataError when the folder or its clips are missing."""
     with accessed(folder, kind=DataError):
-        if not folder.is_dir():
+        if not is_dir(folder):
             fix = f"give another one with --data-dir or HOPE_DATA_DIR; {EXPECTED_TREE}"
             raise DataError("no such folder of clips", where=str(folder), fix=fix)
         with os.scandir(folder) as entries:

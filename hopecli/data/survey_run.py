@@ -24,7 +24,7 @@ from hopecli.data.survey_content import NORM_POINTS, FeatureTally, pca_images
 from hopecli.data.survey_duplicates import Fingerprints
 from hopecli.data.survey_files import Look, look_at, read_content
 from hopecli.data.survey_findings import CODES, Findings
-from hopecli.errors import DataError
+from hopecli.errors import DataError, exists
 
 Progress = Callable[[str, int, int], None]
 LISTED_GAPS = 10
@@ -165,7 +165,7 @@ def _check_all(
             findings.add("unreadable", name, str(error))
         else:
             clean[number] = name
-            if look.states and not states.exists():
+            if look.states and not exists(states):
                 findings.add("missing_states", name, "states.npy is missing")
             if look.extrinsics:
                 try:

@@ -33,7 +33,7 @@ from hopecli.engine.saved_weights import (
     opened,
     read_metadata,
 )
-from hopecli.errors import THEN_RESUME, CheckpointError, written
+from hopecli.errors import THEN_RESUME, CheckpointError, exists, written
 
 TRAINER = "trainer.pt"
 _TRIES = 10  # to read a file that another process keeps replacing
@@ -163,7 +163,7 @@ def _folder_to_disk(folder: Path) -> None:
 
 def _swap_in(temporary: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():  # otherwise `old` may be all that a crash has left
+    if exists(folder):  # otherwise `old` may be all that a crash has left
         _discard(old)
         os.replace(folder, old)
     os.replace(temporary, folder)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from hopecli.engine.saved_state import misfit, too_deep
-from hopecli.errors import CheckpointError, accessed
+from hopecli.errors import CheckpointError, accessed, exists, is_file
 
 WEIGHTS = "model.safetensors"
 OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
@@ -47,10 +47,10 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
         with accessed(path, kind=CheckpointError):
             if pause == _PAUSES[-1]:  # no `last`: the disk failed when it was to be made of an epoch's checkpoint
                 candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
-            file = next((candidate for candidate in candidates if candidate.is_file()), None)
+            file = next((candidate for candidate in candidates if is_file(candidate)), None)
             if file is not None:
                 return file, next((p for p in file.resolve().parents if _is_run(p)), None)
-            found = "no checkpoint in it" if path.exists() else "no such file or directory"
+            found = "no checkpoint in it" if exists(path) else "no such file or directory"
     raise CheckpointError(
         found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
     )
@@ -66,7 +66,7 @@ def epoch_folders(checkpoints: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder is a run directory, and not just any project with a config.yaml."""
-    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in _RUN_FILES)
+    return is_file(folder / "config.yaml") and any(is_file(folder / name) for name in _RUN_FILES)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hopecli.engine.adapt import Adapter, AdapterState
 from hopecli.engine.optim import MOMENTS, check_shape, fitted
 from hopecli.engine.saved_state import read_saved
 from hopecli.engine.tta_job import StreamRecord, TtaJob
-from hopecli.errors import CheckpointError, accessed, written
+from hopecli.errors import CheckpointError, accessed, is_file, written
 from hopecli.models.convlstm import LSTMState
 from hopecli.models.hope.memory import MemoryWeights
 from hopecli.models.hope.predictor import HopeMemory
@@ -200,7 +200,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     file = folder / STATE_FILE
     with accessed(file, kind=CheckpointError):
-        found = file.is_file()
+        found = is_file(file)
     if not found:
         raise CheckpointError(
             "no interrupted stream to go on with", where="--resume", value=str(folder), fix="run without --resume"

@@ -213,7 +213,7 @@ def test_weights_that_are_not_finite(command: list[str], run: Path, runs: dict[s
         ({"train": "text"}, "train is not a list of texts"),
         ({"held_out": [["clip_00001"]]}, "held_out is not a list of texts"),
         ({"held_out": None}, "held_out is not a list of texts"),
-        (None, "recursion"),
+        (None, "while decoding a JSON array"),
     ],
 )
 def test_a_split_that_holds_something_else(
