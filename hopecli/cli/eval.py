@@ -161,11 +161,15 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
 
 def report(evaluation: Evaluation, *, json: bool) -> None:
     """The files, and the table (or JSON) on stdout, also when a file cannot be written."""
+    from hopecli.engine.scores import too_narrow
     from hopecli.report.console import say, show
     from hopecli.report.tables import eval_tables
 
     try:
         write_files(evaluation)
+        few = too_narrow(evaluation.results.clips)
+        if few:
+            say(few)
         say(f"results: {evaluation.folder}")
     finally:
         show(evaluation.results, eval_tables, json=json)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFacts, *, json: bool) -> None:
     """The files, and the table (or JSON) on stdout, also when a file cannot be written; StoppedError after a signal."""
+    from hopecli.engine.scores import too_narrow
     from hopecli.engine.tta_state import STATE_FILE
     from hopecli.engine.tta_summary import summarise_stream
     from hopecli.report.console import counted, say, show
@@ -28,6 +29,9 @@ def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFac
     results, folder = summarise_stream(job, record, facts), job.folder
     try:
         write_files(trained, job, record, results, facts)
+        forgetting = 0 if results.forgetting is None else results.forgetting.clips
+        for few in filter(None, (too_narrow(results.clips), too_narrow(forgetting, "source clips"))):
+            say(few)
         say(f"results: {folder}")
     finally:
         # Ctrl-C ends `| tee` too: a stdout lost with it does not change that the stream was stopped and can go on.

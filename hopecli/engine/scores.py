@@ -14,6 +14,10 @@ from torch import Tensor
 
 from hopecli.engine.results import EvalRow, Interval
 
+# Of how many in a hundred samples of n values of a normal distribution `interval` holds the mean: n up to the next one.
+SHARE_HELD = {2: 50, 3: 75, 4: 80, 5: 83, 6: 86, 8: 88, 10: 90, 15: 92}
+ENOUGH_CLIPS = 20  # 93 in a hundred; 95 from about 100 on
+
 
 @dataclass
 class ClipScores:
@@ -55,6 +59,15 @@ def interval(values: np.ndarray, weights: np.ndarray | None) -> Interval:
     # Around the mean float32 is exact enough, and the table of weights need not be converted for every interval.
     low, high = np.percentile(weights @ (values - mean).astype(weights.dtype), [2.5, 97.5])
     return Interval(mean, mean + float(low), mean + float(high))
+
+
+def too_narrow(clips: int, noun: str = "clips") -> str | None:
+    """What to say of intervals over few clips: resampled means spread less than means of new clips would. None where
+    there are enough clips, or no interval."""
+    if not 2 <= clips < ENOUGH_CLIPS:
+        return None
+    held = SHARE_HELD[max(n for n in SHARE_HELD if n <= clips)]
+    return f"note: {clips} {noun} are few for 95 % intervals: about {held} % of such intervals hold the true mean"
 
 
 def bootstrap_weights(clips: int, *, samples: int, seed: int) -> np.ndarray | None:

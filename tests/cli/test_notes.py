@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -205,3 +206,18 @@ def test_names_of_results_tell_ranges_and_seeds_apart(tmp_path: Path) -> None:
         evaluate(run, "data.source=physics", "data.physics.domain=ice", f"data.physics.seed={seed}")
     names = {folder.name for folder in (run / "eval").iterdir()}
     assert names == {"held_out", f"held_out_{part}__", "all_physics_ice", "all_physics_ice_seed3"}
+
+
+def test_intervals_over_few_clips_are_no_95_percent_intervals(tmp_path: Path) -> None:
+    clips_of(tmp_path / "clips", [8] * 10)
+    for folder, count in (("few", 3), ("enough", 20), ("one", 1)):
+        clips_of(tmp_path / folder, [8] * count, first=50)
+    ran([*TRAIN, "--data-dir", "clips", "data.val_split=0.2"], tmp_path)
+    note = "note: 3 clips are few for 95 % intervals: about 75 % of such intervals hold the true mean"
+    for command in ("eval", "tta"):
+        scored = [command, "--ckpt", "last", "--device", "cpu", "--data-dir"]
+        assert note in ran([*scored, "few"], tmp_path).err.splitlines()
+        for folder in ("enough", "one"):
+            assert re.search(r"note: \d+ clips? ", ran([*scored, folder], tmp_path).err) is None
+    source = "note: 2 source clips are few for 95 % intervals: about 50 % of such intervals hold the true mean"
+    assert source in ran(["tta", "--ckpt", "last", "--device", "cpu", "--data-dir", "enough"], tmp_path).err
