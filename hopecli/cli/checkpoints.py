@@ -81,7 +81,9 @@ def load_trained(
     from hopecli.models.build import build_model
     from hopecli.report.console import say
 
-    if ckpt == "last" and not exists(ckpt):
+    with accessed(ckpt, kind=CheckpointError):
+        newest = ckpt == "last" and not exists(ckpt)
+    if newest:
         ckpt = str(newest_run(overrides))
         say(f"checkpoint: {ckpt}")
     checkpoint = load_checkpoint(ckpt, hashed=hashed)
