@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopecli.errors import SettingsError, written
+from hopecli.errors import SettingsError, is_dir, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -93,11 +93,19 @@ def check_built_in(settings: Settings, overrides: Sequence[str]) -> None:
     say(f"note: the clips of a folder do not use {idle}")
 
 
+def _gone(folder: str) -> bool:
+    """Whether a folder is no longer there; one that may not be looked at is: whoever reads it says why it cannot."""
+    try:
+        return not is_dir(folder)
+    except OSError:
+        return False
+
+
 def with_data_folder(settings: Settings, *, recorded: bool = False) -> Settings:
     """Settings whose data folder comes from HOPE_DATA_DIR when nothing else gives one, or when the one that a run
     `recorded` is not there (any more). It is made absolute, so that a run can be gone on with from any directory."""
     given, known = settings.data.data_dir, os.environ.get("HOPE_DATA_DIR")
-    if known and (given is None or (recorded and not os.path.isdir(given))):
+    if known and (given is None or (recorded and _gone(given))):
         given = known
     if settings.data.source != "folder" or given is None:
         return settings

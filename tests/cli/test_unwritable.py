@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hopecli.data.make_clips import make_clips
 from hopecli.errors import CheckpointError
 from tests.cli.runner import TINY, Outcome, hope, only_run
 
@@ -164,3 +165,20 @@ def test_something_named_last_that_may_not_be_looked_at(command: str, tmp_path: 
     outcome = hope([command, "--ckpt", "last"], tmp_path)
     assert outcome.code == 4, outcome.err
     assert "error: last: cannot be read: Permission denied" in error(outcome)
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+@pytest.mark.parametrize("command", [["train", "--resume"], ["eval", "--ckpt"], ["tta", "--ckpt"]])
+def test_clips_that_may_not_be_read_have_not_gone(command: list[str], tmp_path: Path) -> None:
+    """HOPE_DATA_DIR stands in for a folder that is no more, not for one that is closed for now."""
+    for folder, seed in (("closed/clips", 1), ("other", 2)):
+        make_clips(tmp_path / folder, clips=8, grid=2, dim=8, domain="base", seed=seed)
+    assert hope([*QUICK, "--data-dir", "closed/clips"], tmp_path).code == 0
+    closed = tmp_path / "closed"
+    closed.chmod(0)
+    try:
+        outcome = hope([*command, "last"], tmp_path, HOPE_DATA_DIR="other")
+    finally:
+        closed.chmod(0o700)
+    assert outcome.code == 3, outcome.err
+    assert f"{closed / 'clips'}: cannot be read: Permission denied" in error(outcome)
