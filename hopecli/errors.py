@@ -1,4 +1,4 @@
-"""Every error a user can cause, each with its exit code.
+"""Every error a user can cause, each with its exit code, and how files are looked at so that none of them is missed.
 
 A message says what is wrong, where, the value found and how to fix it.
 """
@@ -118,8 +118,8 @@ def accessed(where: str | PathLike[str], *, kind: type[HopeError], fix: str = CH
 def exists(path: str | PathLike[str]) -> bool:
     """Whether there is something at `path`; OSError when that cannot be known (no permission, lost mount, ...).
 
-    So are `is_file` and `is_dir`. Path.exists of Python 3.14 and os.path.exists say no then: what may not be looked at
-    would pass for missing.
+    Path's methods of these names say no then since Python 3.14, as os.path's always did, so that what may not be looked
+    at passes for missing.
     """
     return _mode(path) is not None
 

@@ -160,9 +160,13 @@ def test_the_last_run_when_it_may_not_be_read(closed: str, command: list[str], t
 @pytest.mark.usefixtures("permissions_obeyed")
 @pytest.mark.parametrize("command", ["eval", "tta"])
 def test_something_named_last_that_may_not_be_looked_at(command: str, tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
     (tmp_path / "last").symlink_to("closed/run")
-    outcome = hope([command, "--ckpt", "last"], tmp_path)
+    try:
+        outcome = hope([command, "--ckpt", "last"], tmp_path)
+    finally:
+        closed.chmod(0o700)
     assert outcome.code == 4, outcome.err
     assert "error: last: cannot be read: Permission denied" in error(outcome)
 
