@@ -94,7 +94,7 @@ def check_built_in(settings: Settings, overrides: Sequence[str]) -> None:
 
 
 def _gone(folder: str) -> bool:
-    """Whether a folder is no longer there; one that may not be looked at is: whoever reads it says why it cannot."""
+    """Whether a folder is no longer there. One that may not be looked at counts as there; its reader says why not."""
     try:
         return not is_dir(folder)
     except OSError:

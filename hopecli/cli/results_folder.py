@@ -13,7 +13,7 @@ from hopecli.errors import SettingsError
 
 def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
     """Say so when a folder holds results that are about to be written again."""
-    if os.path.isfile(folder / "results.json"):  # not Path's: a folder that cannot be looked into is no error yet
+    if os.path.isfile(folder / "results.json"):  # not errors.is_file: what cannot be looked at is no error yet
         say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
 
 

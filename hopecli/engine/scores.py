@@ -63,7 +63,7 @@ def interval(values: np.ndarray, weights: np.ndarray | None) -> Interval:
 
 def too_narrow(clips: int, noun: str = "clips") -> str | None:
     """What to say of intervals over few clips: resampled means spread less than means of new clips would. None where
-    there are enough clips, or no interval."""
+    there are enough clips, or no interval. noun: what they are."""
     if not 2 <= clips < ENOUGH_CLIPS:
         return None
     held = SHARE_HELD[max(n for n in SHARE_HELD if n <= clips)]
