@@ -72,7 +72,7 @@ def eval_command(
 
 def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     """Score the clips and summarise."""
-    from hopecli.data.loader import shared_memory_note
+    from hopecli.data.readers import readers_note
     from hopecli.data.split import count_defects
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
     from hopecli.engine.results import EvalResults
@@ -111,7 +111,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         runtime=runtime,
         say=say,
     )
-    note = shared_memory_note(clips.store, clips.names, max(1, e.batch_size)) if runtime.is_main else None
+    note = readers_note(clips.store, clips.names, max(1, e.batch_size)) if runtime.is_main else None
     if note:
         say(note)
     scores = score_clips(

@@ -151,7 +151,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
 def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
-    from hopecli.data.loader import shared_memory_note
+    from hopecli.data.readers import readers_note
     from hopecli.data.split import read_split
     from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
     from hopecli.engine.saved_weights import find_weights
@@ -168,7 +168,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     with runtime.raising_as_one():
         steps_per_epoch(settings, len(split.train), runtime.world)
     d = settings.data
-    note = shared_memory_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
+    note = readers_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
     if note and runtime.is_main:
         say(note)
     late = [phase.epoch for phase in settings.objective.curriculum if phase.epoch >= settings.training.epochs]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import functools
 import signal
 import sys
 import threading
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hopecli.config.schema import DataSettings
 from hopecli.data.clip import ClipBatch
-from hopecli.data.headers import read_header
+from hopecli.data.readers import batch_bytes, begin_reading, reader_processes, socket_folder
 from hopecli.data.store import ClipStore, Sample
 from hopecli.errors import DataError
-
-SHARED_MEMORY = "/dev/shm"  # where readers leave batches for this process (Linux)
 
 
 class _Clips(Dataset):
@@ -126,44 +122,6 @@ class InOrder(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def reader_processes(settings: DataSettings, batch_bytes: int = 0) -> int:
-    """How many processes read: `data.workers`, but no more than the cores that this process may run on, nor than
-    its share of shared memory has room for a batch of each and the one in use (0: this process reads)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(settings.workers, cores)
-    if batch_bytes and os.path.isdir(SHARED_MEMORY):
-        # A reader that finds no room only prints an error: nobody would ever hear of its batch.
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started on this machine
-        workers = min(workers, max(0, shutil.disk_usage(SHARED_MEMORY).free // (batch_bytes * sharing) - 1))
-    return workers
-
-
-def batch_bytes(store: ClipStore, names: Sequence[str], clips: int) -> int:
-    """What the tensors of a batch of so many clips take: features as the first clip's file stores them, rows in
-    float32; 0 where there is no such file."""
-    try:
-        stored = read_header(store.paths(names[0])[0], clip=names[0]).dtype.itemsize
-    except (DataError, IndexError):
-        return 0
-    d = store.settings
-    rows = 2 * d.action_dim + (d.action_dim - 1 if store.use_extrinsics else 0)  # actions, states, extrinsics
-    features = d.num_timesteps * d.grid * d.grid * d.embed_dim * stored
-    return clips * (features + (d.num_timesteps - 1) * rows * torch.float32.itemsize)
-
-
-def shared_memory_note(store: ClipStore, names: Sequence[str], clips: int) -> str | None:
-    """A line for the user when shared memory has no room for all readers of batches of so many clips."""
-    size = batch_bytes(store, names, clips)
-    wanted, fitting = reader_processes(store.settings), reader_processes(store.settings, size)
-    if fitting == wanted:
-        return None
-    free = shutil.disk_usage(SHARED_MEMORY).free / 2**20
-    return (
-        f"note: {fitting} of {wanted} processes read clips: {SHARED_MEMORY} has {free:,.0f} MiB free, a batch takes "
-        f"{size / 2**20:,.0f} (docker run --shm-size; or a smaller data.batch_size, more training.accumulate)"
-    )
-
-
 def load_batches(
     store: ClipStore, names: Sequence[str], batches: Sampler[list[int]], *, pin_memory: bool
 ) -> Iterator[LoadedBatch]:
@@ -177,7 +135,7 @@ def load_batches(
         collate_fn=collate,
         pin_memory=pin_memory,
         prefetch_factor=1 if workers else None,
-        worker_init_fn=_leave_the_group,
+        worker_init_fn=functools.partial(begin_reading, socket_folder()) if workers else None,
         # Reading is numpy on files: fork is safe, and spares a second import of torch per reader and epoch.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
@@ -199,21 +157,15 @@ def _no_handler_of_dead_readers() -> Iterator[None]:
 
 
 def _reading(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
-    """The batches; DataError when a reader process is killed, as by the system when memory is short."""
+    """The batches; DataError when a reader dies: the system ends one when memory is short, and one that
+    cannot hand a batch over ends itself."""
     try:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed a batch over
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         fix = "memory may have been short (lower data.workers or data.batch_size), or the disk failed"
-        raise DataError("a process that reads clips was killed", where="data.workers", fix=fix) from error
-
-
-def _leave_the_group(worker: int) -> None:
-    """Ctrl-C, `timeout` and torchrun signal the whole process group; a reader that dies of it would end a run that is
-    about to save. The reader still ends when its parent tells it to, or is gone."""
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
+        raise DataError("a process that reads clips died", where="data.workers", fix=fix) from error
 
 
 def require_all(loaded: LoadedBatch) -> ClipBatch:

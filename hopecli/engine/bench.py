@@ -12,7 +12,8 @@ import torch
 
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
-from hopecli.data.loader import EpochBatches, load_batches, reader_processes
+from hopecli.data.loader import EpochBatches, load_batches
+from hopecli.data.readers import reader_processes
 from hopecli.data.split import usable_clips
 from hopecli.data.store import ClipStore
 from hopecli.engine.bench_advice import Evidence, advise, command

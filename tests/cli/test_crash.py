@@ -56,7 +56,7 @@ def test_a_killed_reader_ends_the_run_with_its_steps_saved(tmp_path: Path) -> No
     _, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
     assert err.splitlines()[-1] == (
-        "error: data.workers: a process that reads clips was killed. "
+        "error: data.workers: a process that reads clips died. "
         "Memory may have been short (lower data.workers or data.batch_size), or the disk failed"
     )
     outcome = hope(["train", "--resume", "last", "data.workers=0"], tmp_path)

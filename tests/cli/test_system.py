@@ -226,3 +226,15 @@ def test_an_error_of_a_library_on_top_of_an_interrupt(
     assert outcome.err.splitlines()[-1] == line
     assert "Traceback" not in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/tmp").is_dir(), reason="no short folder for temporary files")
+def test_a_long_path_for_temporary_files(tmp_path: Path) -> None:
+    """A socket's path has at most 107 bytes; a reader without one left the run waiting for ever."""
+    temporary = tmp_path / ("job" * 20) / ("step" * 15)
+    temporary.mkdir(parents=True)
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "data.workers=1"]
+    outcome = in_shell('exec "$@"', tmp_path, *command, TMPDIR=str(temporary))
+    assert outcome.code == 0, outcome.err
+    assert "processes read clips" not in outcome.err
+    assert list(temporary.glob("pymp-*")) == []
