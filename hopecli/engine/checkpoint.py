@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from hopecli.engine.saved_weights import (
     opened,
     read_metadata,
 )
-from hopecli.errors import THEN_RESUME, CheckpointError, exists, written
+from hopecli.errors import THEN_RESUME, CheckpointError, exists, is_dir, written
 
 TRAINER = "trainer.pt"
 _TRIES = 10  # to read a file that another process keeps replacing
@@ -133,7 +134,7 @@ def _swapped_in(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.tmp")
     with written(folder, fix=THEN_RESUME, also=_WRITE_ERRORS):
         try:
-            _discard(temporary)
+            _make_way(temporary, folder)
             temporary.mkdir(parents=True)
             yield temporary
             for file in temporary.iterdir():
@@ -164,10 +165,21 @@ def _folder_to_disk(folder: Path) -> None:
 def _swap_in(temporary: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     if exists(folder):  # otherwise `old` may be all that a crash has left
-        _discard(old)
+        _make_way(old, folder)
         os.replace(folder, old)
     os.replace(temporary, folder)
     _discard(old)
+
+
+def _make_way(taken: Path, folder: Path) -> None:
+    """Nothing is at `taken`, a name beside `folder`, any more. Network disks keep a removed file that somebody still
+    reads in its folder, under a hidden name: that folder is put aside until a later call can delete it."""
+    _discard(taken)
+    with suppress(OSError):
+        for left in folder.parent.glob(f".{folder.name}.left.*"):
+            _discard(left)
+    if is_dir(taken):
+        os.replace(taken, folder.with_name(f".{folder.name}.left.{time.time_ns()}"))
 
 
 def _discard(folder: Path) -> None:

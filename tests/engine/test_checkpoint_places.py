@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,32 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, monkeypatc
     assert load_trainer(tmp_path / "last")["step"] == 7
     files = {path.stat().st_ino for folder in (kept, tmp_path / "last") for path in folder.iterdir()}
     assert len(files) == 4
+    assert hidden(tmp_path) == []
+
+
+def test_a_file_that_a_network_disk_keeps_for_its_reader_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and FUSE give a removed file that is still open a hidden name, and its folder stays until it is closed."""
+    removed, opened = shutil.rmtree, True
+
+    def rmtree(folder: Path, ignore_errors: bool) -> None:
+        there = Path(folder).exists()
+        removed(folder, ignore_errors=ignore_errors)
+        if there and opened:
+            Path(folder).mkdir()
+            (Path(folder) / ".nfs0000000000000001").write_bytes(b"still read")
+
+    for step in (1, 2):
+        save(tmp_path / "last", step=step)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for step in (3, 4, 5):
+        save(tmp_path / "last", step=step)
+        assert load_checkpoint(str(tmp_path / "last")).info == {"step": step}
+    assert hidden(tmp_path) != []
+    opened = False
+    save(tmp_path / "last", step=6)
+    assert load_checkpoint(str(tmp_path / "last")).info == {"step": 6}
     assert hidden(tmp_path) == []
 
 
