@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 # Others wait while the main process makes or checks clips; torchrun ends them all when one dies.
 PATIENCE = timedelta(hours=12)
+_SHARDED = tuple(f"ACCELERATE_USE_{way}" for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
+_NO = ("", "0", "false", "f", "no", "n", "off")  # as Accelerate reads them
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -164,14 +166,16 @@ def start(choice: DeviceChoice) -> Runtime:
     """
     if PartialState._shared_state:  # a second command in one process (tests, notebooks) may choose otherwise
         AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=choice.device == "cpu",
-        mixed_precision=_MIXED[choice.precision],
-        step_scheduler_with_optimizer=False,
-        # Given as a plugin, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    with _settings_of_a_launcher():
+        accelerator = Accelerator(
+            cpu=choice.device == "cpu",
+            mixed_precision=_MIXED[choice.precision],
+            step_scheduler_with_optimizer=False,
+            # Given, or variables of `accelerate launch` would divide every gradient and compile the model.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
     announced = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != announced:
         raise DeviceError(
@@ -188,6 +192,24 @@ def start(choice: DeviceChoice) -> Runtime:
     _no_tf32()
     apart = announced > 1 and choice.device != "cpu"
     return Runtime(accelerator, choice, dist.new_group(backend="gloo", timeout=PATIENCE) if apart else None)
+
+
+@contextmanager
+def _settings_of_a_launcher() -> Iterator[None]:
+    """DeviceError when `accelerate launch` was set to what is not done here, or the block cannot use its settings."""
+    fix = "unset {} (torchrun --nproc_per_node N -m hopecli.cli.main ... starts several processes without)"
+    for name in _SHARDED:
+        value = os.environ.get(name, "")
+        if value.strip().lower() not in _NO:
+            problem = "each process holds the whole model; it cannot be split"
+            raise DeviceError(problem, where=name, value=value, fix=fix.format("it"))
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if not (names := sorted(name for name in os.environ if name.startswith("ACCELERATE_"))):
+            raise
+        problem = f"Accelerate cannot use these settings: {str(error).rstrip('. ')}"
+        raise DeviceError(problem, where=", ".join(names), fix=fix.format("them")) from error
 
 
 def _no_tf32() -> None:

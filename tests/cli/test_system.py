@@ -238,3 +238,22 @@ def test_a_long_path_for_temporary_files(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "processes read clips" not in outcome.err
     assert list(temporary.glob("pymp-*")) == []
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_launcher_that_splits_the_model_is_refused(way: str, tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    outcome = hope(command, tmp_path, **{f"ACCELERATE_USE_{way}": "true"})
+    assert outcome.code == 5
+    assert one_line(outcome).startswith(
+        f"error: ACCELERATE_USE_{way}: each process holds the whole model; it cannot be split (got 'true'). Unset it"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("USE_CPU", "maybe"), ("USE_SAGEMAKER", "true")])
+def test_settings_of_a_launcher_that_cannot_be_used(name: str, value: str, tmp_path: Path) -> None:
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    outcome = hope(command, tmp_path, **{f"ACCELERATE_{name}": value})
+    assert outcome.code == 5
+    assert one_line(outcome).startswith(f"error: ACCELERATE_{name}: Accelerate cannot use these settings: ")

@@ -56,6 +56,12 @@ def test_a_prepared_module_and_autocast_compute_in_it(precision: PrecisionName, 
     assert unprepared.dtype == dtype
 
 
+def test_variables_of_a_launcher_compile_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --dynamo_backend`: one run of a comparison would be compiled and the other not."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert type(start(CPU).accelerator.prepare(Product())) is Product
+
+
 def test_fp32_is_never_tf32() -> None:
     """cuDNN's default would give a convolutional model 10 bits of mantissa where an attention model has 23."""
     torch.backends.cudnn.allow_tf32 = True
