@@ -213,7 +213,9 @@ def _settings_of_a_launcher() -> Iterator[None]:
 
 
 def _no_tf32() -> None:
-    """fp32 means fp32: cuDNN's convolutions would use TF32 by default while products do not."""
+    """fp32 means fp32: cuDNN's convolutions would use TF32 by default, and products where the environment asks for it
+    (NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
     with warnings.catch_warnings():  # torch 2.9 wants a newer flag, beside which reading this one raises
         warnings.simplefilter("ignore", UserWarning)
         torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")

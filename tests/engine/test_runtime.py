@@ -63,11 +63,14 @@ def test_variables_of_a_launcher_compile_no_model(monkeypatch: pytest.MonkeyPatc
 
 
 def test_fp32_is_never_tf32() -> None:
-    """cuDNN's default would give a convolutional model 10 bits of mantissa where an attention model has 23."""
+    """cuDNN's default would give a convolutional model 10 bits of mantissa where an attention model has 23, and
+    NVIDIA's containers would give them to both."""
     torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
     start(CPU)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 ALONE = """
