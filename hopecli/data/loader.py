@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hopecli.data.clip import ClipBatch
-from hopecli.data.readers import batch_bytes, begin_reading, reader_processes, socket_folder
+from hopecli.data.readers import STARTED_BY, batch_bytes, begin_reading, reader_processes, socket_folder
 from hopecli.data.store import ClipStore, Sample
 from hopecli.errors import DataError
 
@@ -125,7 +124,10 @@ class InOrder(Sampler[list[int]]):
 def load_batches(
     store: ClipStore, names: Sequence[str], batches: Sampler[list[int]], *, pin_memory: bool
 ) -> Iterator[LoadedBatch]:
-    """Read batches with `reader_processes` processes, each holding at most one batch."""
+    """Read batches with `reader_processes` processes, each holding at most one batch.
+
+    DataError when the system starts no more processes.
+    """
     size = batch_bytes(store, names, len(next(iter(batches), ())))
     workers = reader_processes(store.settings, size)
     loader = DataLoader(
@@ -136,12 +138,15 @@ def load_batches(
         pin_memory=pin_memory,
         prefetch_factor=1 if workers else None,
         worker_init_fn=functools.partial(begin_reading, socket_folder()) if workers else None,
-        # Reading is numpy on files: fork is safe, and spares a second import of torch per reader and epoch.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        multiprocessing_context=STARTED_BY if workers else None,
     )
     with _no_handler_of_dead_readers():
-        loaded = iter(loader)
-    return _reading(loaded)
+        try:
+            return _reading(iter(loader))
+        except OSError as error:
+            fix = "raise the limit of processes or memory, or lower data.workers (0: this process reads)"
+            problem = f"a process that reads clips cannot be started: {error.strerror or error}"
+            raise DataError(problem, where="data.workers", fix=fix) from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import multiprocessing.queues
 import os
 import shutil
@@ -19,15 +20,17 @@ from hopecli.data.store import ClipStore
 from hopecli.errors import DataError
 
 SHARED_MEMORY = "/dev/shm"  # where readers leave batches for the process that started them (Linux)
+# Reading is numpy on files: fork is safe, and spares a second import of torch per reader and epoch.
+STARTED_BY = "fork" if sys.platform == "linux" else None  # None: the system's default
 SHORT_FOLDERS = ("/tmp", "/var/tmp", SHARED_MEMORY)  # for sockets, when the temporary folder takes none
 
 
 def reader_processes(settings: DataSettings, batch_bytes: int = 0) -> int:
     """How many processes read: `data.workers`, but no more than the cores that this process may run on, nor than
-    its share of shared memory has room for a batch of each and the one in use, and none without a place for their
-    sockets (0: this process reads)."""
+    its share of shared memory has room for a batch of each and the one in use, and none where the system lacks what
+    they hand batches over with (0: this process reads)."""
     workers = _wanted(settings)
-    if workers and socket_folder() is None:
+    if workers and handing_over_problem() is not None:
         return 0
     if batch_bytes and os.path.isdir(SHARED_MEMORY):
         sharing = max(
@@ -62,13 +65,25 @@ def readers_note(store: ClipStore, names: Sequence[str], clips: int) -> str | No
     if fitting == wanted:
         return None
     start = f"note: {fitting} of {wanted} processes read clips: "
-    if socket_folder() is None:
-        return f"{start}no folder for temporary files takes their sockets (set TMPDIR to a short path on a local disk)"
+    if (problem := handing_over_problem()) is not None:
+        return start + problem
     free = shutil.disk_usage(SHARED_MEMORY).free / 2**20
     return (
         f"{start}{SHARED_MEMORY} has {free:,.0f} MiB free, a batch takes "
         f"{size / 2**20:,.0f} (docker run --shm-size; or a smaller data.batch_size, more training.accumulate)"
     )
+
+
+def handing_over_problem() -> str | None:
+    """Why no reader could hand a batch over; None when it can."""
+    try:
+        multiprocessing.get_context(STARTED_BY).Lock()
+    except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return f"no semaphores for them: {reason} (where there is {SHARED_MEMORY}, it must be writable)"
+    if socket_folder() is None:
+        return "no folder for temporary files takes their sockets (set TMPDIR to a short path on a local disk)"
+    return None
 
 
 def socket_folder() -> str | None:

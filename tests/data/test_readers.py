@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +106,43 @@ def test_without_a_place_for_sockets_this_process_reads(long_folder: Path, monke
     assert [require_all(batch).names for batch in batches] == [tuple(names[:2]), (names[2],)]
     none = ClipStore(long_folder, data_settings({"workers": 0}), use_extrinsics=False)
     assert readers_note(none, names, 1) is None  # as asked: nothing to say
+
+
+def test_without_semaphores_this_process_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose /dev/shm is read-only: not an error of the first file that is written afterwards."""
+
+    def none(*arguments: object, **named: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    names = [write_clip(tmp_path, 0)]
+    store = ClipStore(tmp_path, data_settings({"workers": 1}), use_extrinsics=False)
+    assert readers_note(store, names, 1) is None
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", none)
+    assert reader_processes(store.settings) == 0
+    assert readers_note(store, names, 1) == (
+        "note: 0 of 1 processes read clips: no semaphores for them: Read-only file system "
+        "(where there is /dev/shm, it must be writable)"
+    )
+    (batch,) = load_batches(store, names, InOrder(clips=1, batch=1), pin_memory=False)
+    assert require_all(batch).names == tuple(names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="readers are not forked")
+def test_a_reader_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the limit of processes is reached."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    names = [write_clip(tmp_path, 0)]
+    store = ClipStore(tmp_path, data_settings({"workers": 1}), use_extrinsics=False)
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(DataError) as raised:
+        load_batches(store, names, InOrder(clips=1, batch=1), pin_memory=False)
+    assert str(raised.value) == (
+        "data.workers: a process that reads clips cannot be started: Resource temporarily unavailable. Raise the limit "
+        "of processes or memory, or lower data.workers (0: this process reads)"
+    )
 
 
 @SOCKETS
