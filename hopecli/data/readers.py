@@ -33,9 +33,7 @@ def reader_processes(settings: DataSettings, batch_bytes: int = 0) -> int:
     if workers and handing_over_problem() is not None:
         return 0
     if batch_bytes and os.path.isdir(SHARED_MEMORY):
-        sharing = max(
-            1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        )  # processes that torchrun started on this machine
+        sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # processes of torchrun on this machine
         workers = min(workers, max(0, shutil.disk_usage(SHARED_MEMORY).free // (batch_bytes * sharing) - 1))
     return workers
 
