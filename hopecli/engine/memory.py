@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import torch
 
@@ -56,7 +57,38 @@ def _field(path: str, key: str) -> int | None:
 
 def free_host_memory() -> int | None:
     """RAM in bytes that new allocations can have, None where the system does not tell."""
-    return _field("/proc/meminfo", "MemAvailable")
+    system = _field("/proc/meminfo", "MemAvailable")
+    return system if system is None else min([system, *room_in_groups()])
+
+
+def room_in_groups(process: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes that the memory limits of containers and batch systems (Linux control groups, versions 1 and 2) leave,
+    one per group with a limit; cached files count as room, as the system gives them up first."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in process.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                top, names = mounted, ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                top = mounted / "memory"
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            else:
+                continue
+            group = top / path.lstrip("/")
+            # Limits of all groups above hold too; from within a container some of them cannot be seen.
+            found += [_room(folder, *names) for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    return [room for room in found if room is not None]
+
+
+def _room(group: Path, limit: str, used: str, cached: str) -> int | None:
+    """Bytes left in one group, None when it has no limit or does not tell."""
+    try:
+        free = int((group / limit).read_text(encoding="ascii")) - int((group / used).read_text(encoding="ascii"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):  # no such group; "max"
+        return None
+    return max(0, free + sum(int(line.split()[1]) for line in lines if line.startswith(f"{cached} ")))
 
 
 def free_memory(device: torch.device) -> int | None:
