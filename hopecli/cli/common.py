@@ -138,13 +138,19 @@ def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtim
 
 
 def check_launch() -> None:
-    """SettingsError when the variables of torchrun are half there: its libraries would fail on them one by one."""
+    """SettingsError when the variables of torchrun are half there, or another launcher's: libraries would fail on them
+    one by one."""
     variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     fix = "start with torchrun --nproc_per_node N -m hopecli.cli.main ..., or unset WORLD_SIZE, RANK and LOCAL_RANK"
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         value = os.environ.get(name)
         if value is not None and not value.strip().lstrip("-").isdecimal():
             raise SettingsError("must be a whole number", where=name, value=value, fix=fix)
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):  # Accelerate would wait for the others
+        value = os.environ.get(name, "1").strip()
+        if value.isdecimal() and int(value) > 1 and "WORLD_SIZE" not in os.environ:
+            mpi = "start with torchrun --nproc_per_node N -m hopecli.cli.main ..., or unset it"
+            raise SettingsError("processes that MPI started cannot work together", where=name, value=value, fix=mpi)
     missing = [name for name in variables if not os.environ.get(name)]
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if missing and (several or int(os.environ.get("LOCAL_RANK", "-1")) >= 0):

@@ -95,6 +95,8 @@ def test_too_little_memory_for_the_model(tmp_path: Path) -> None:
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: must be a whole number (got 'abc')"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK: is set without WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE: is set without MASTER_ADDR, MASTER_PORT"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "processes that MPI started cannot work together"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0"}, "error: PMI_SIZE: processes that MPI started cannot"),  # srun --mpi=pmi2
     ],
 )
 def test_half_a_launch(extra: dict[str, str], words: str, tmp_path: Path) -> None:
