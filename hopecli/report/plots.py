@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,17 @@ from hopecli.engine.results import EvalResults
 from hopecli.report.console import counted
 from hopecli.report.files import ESCAPED, replacing
 from hopecli.report.tables import ROW_TITLES
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Draw with matplotlib's defaults, alike on all machines: a user's matplotlibrc may ask for LaTeX, which need not
+    be installed, and takes a % or _ in a text for its own."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def new_figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
@@ -34,6 +47,7 @@ def save_figure(figure: Any, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
+@own_settings()
 def plot_error_against_horizon(results: EvalResults, path: Path) -> None:
     """Rollout L1 of the model and every baseline at each horizon, with 95 % bands."""
     figure, axes = new_figure(6.4, 4.2)

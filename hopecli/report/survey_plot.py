@@ -9,11 +9,12 @@ import numpy as np
 
 from hopecli.data.survey import Pictures, Survey
 from hopecli.report.console import counted
-from hopecli.report.plots import new_figure, save_figure
+from hopecli.report.plots import new_figure, own_settings, save_figure
 
 PCA_FRAMES = 8
 
 
+@own_settings()
 def plot_survey(survey: Survey, pictures: Pictures, path: Path) -> None:
     """Feature norms, motion per horizon, actions, and one clip's features over time as PCA images."""
     figure, _ = new_figure(11.0, 6.2)

@@ -13,7 +13,7 @@ from hopecli.engine.results import Interval
 from hopecli.engine.sink import StreamSink, close_all
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress, TtaResults
 from hopecli.report.console import counted, make_console
-from hopecli.report.plots import new_figure, save_figure
+from hopecli.report.plots import new_figure, own_settings, save_figure
 from hopecli.report.tables import number, pairs_table, plain_table, spread
 from hopecli.report.wandb_sink import WandbSink
 
@@ -199,6 +199,7 @@ def _loss_row(name: str, loss: Interval, difference: Interval | None, ms: float 
     return [name, spread(loss), shown, "" if ms is None else f"{ms:.1f}"]
 
 
+@own_settings()
 def plot_stream(r: TtaResults, path: Path) -> None:
     """Rolling online loss of adapted and frozen over the first order; the source loss below."""
     figure, axes = new_figure(7.0, 5.6, rows=2)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from matplotlib.colors import to_hex
 
@@ -91,3 +92,23 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     for name in ("eval.png", "tta.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_do_not_depend_on_the_settings_of_matplotlib(tmp_path: Path) -> None:
+    """A matplotlibrc of somebody who writes papers; without LaTeX on the machine nothing would be drawn at all."""
+    theirs: dict[Any, Any] = {
+        "text.usetex": True,
+        "font.size": 20.0,
+        "axes.grid": True,
+        "savefig.bbox": "tight",
+        "figure.dpi": 20.0,
+    }
+    given: dict[str, dict[Any, Any]] = {"plain": {}, "theirs": theirs}
+    for folder, settings in given.items():
+        (tmp_path / folder).mkdir()
+        with matplotlib.rc_context(settings):
+            plots.plot_error_against_horizon(EVAL, tmp_path / folder / "eval.png")
+            tta.plot_stream(TTA, tmp_path / folder / "tta.png")
+            assert {key: matplotlib.rcParams[key] for key in settings} == settings  # as they were, afterwards
+    for name in ("eval.png", "tta.png"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
