@@ -126,5 +126,6 @@ def begin_reading(folder: str | None, worker: int) -> None:
 
 def _end_reading(error: Exception, batch: object) -> None:
     """End this reader, which cannot hand a batch over: the process that started it finds out."""
-    os.write(2, f"a process that reads clips could not hand a batch over: {error}\n".encode())
+    if not isinstance(error, BrokenPipeError):  # nobody is there to be handed anything
+        os.write(2, f"a process that reads clips could not hand a batch over: {error}\n".encode())
     os._exit(1)
