@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from hopecli.data.headers import ClipProblem, read_header
 from hopecli.data.make_clips import make_clips
+from tests.alarm import within
 from tests.cli.runner import TINY, hope
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
@@ -27,14 +27,8 @@ def pipe(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     path.unlink()
     os.mkfifo(path)
 
-    def late(*_: object) -> None:
-        raise AssertionError("it waits for the pipe")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(100)
-    yield path
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with within(100, "it waits for the pipe"):
+        yield path
 
 
 def test_inspect_data(pipe: Path, tmp_path: Path) -> None:

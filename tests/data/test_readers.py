@@ -19,6 +19,7 @@ from hopecli.data.loader import InOrder, collate, load_batches, require_all
 from hopecli.data.readers import batch_bytes, reader_processes, readers_note, socket_folder
 from hopecli.data.store import ClipStore
 from hopecli.errors import DataError
+from tests.alarm import within
 from tests.clips import DIM, count_rows, data_settings, feature_file, make_features, write_clip
 
 SOCKETS = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no sockets in the file system")
@@ -155,7 +156,7 @@ def test_a_batch_that_cannot_be_handed_over_ends_its_reader(
     store = ClipStore(tmp_path, data_settings({"workers": 1}), use_extrinsics=False)
     monkeypatch.setattr("hopecli.data.loader.socket_folder", lambda: str(tmp_path / "gone"))
     batches = load_batches(store, names, InOrder(clips=2, batch=1), pin_memory=False)
-    with pytest.raises(DataError, match="a process that reads clips died"):
+    with within(60, "it waits for the batch"), pytest.raises(DataError, match="a process that reads clips died"):
         next(batches)
     line = "a process that reads clips could not hand a batch over: [Errno 2] No such file or directory: "
     assert re.fullmatch(re.escape(line) + r"'\S+/gone/pymp-\w+'\n", capfd.readouterr().err)
