@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from hopecli.errors import DeviceError, SettingsError
@@ -210,11 +214,53 @@ def _resolve_precision(device: DeviceName, precision: str, report: HardwareRepor
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Cores this process may use: those it may run on, or fewer where its quota of CPU time is less."""
+    return cores_within_quota() or allowed_cores()
+
+
+def cores_within_quota() -> int | None:
+    """The CPU quota of this process's container or batch system, rounded up; None unless it is less than the cores
+    that the process may run on."""
+    quota = min(cpu_quotas(), default=math.inf)
+    return math.ceil(quota) if quota <= allowed_cores() - 1 else None
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on, whatever its quota of CPU time."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+PROCESS_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def control_groups(controller: str, process: Path, mounted: Path) -> Iterator[tuple[Path, int]]:
+    """The folders of this process's Linux control groups for `controller`, each before the groups above it, whose
+    limits hold too, and the version (1 or 2); from within a container some of the folders cannot be seen."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in process.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            top = mounted / controller if controllers else mounted
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    yield folder, 1 if controllers else 2
+
+
+def cpu_quotas(process: Path = PROCESS_GROUPS, mounted: Path = GROUPS) -> list[float]:
+    """The CPUs that containers and batch systems let this process use in a unit of time, one per group with a limit."""
+    quotas = []
+    for folder, version in control_groups("cpu", process, mounted):
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version == 1 else ("cpu.max",)
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no such group; "max" and -1 are no limit
+            quota, period = " ".join((folder / file).read_text(encoding="ascii") for file in files).split()
+            if int(quota) > 0:
+                quotas.append(int(quota) / int(period))
+    return quotas
 
 
 def processor_name() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from hopecli import hardware
 from hopecli.errors import DeviceError, SettingsError
-from hopecli.hardware import CudaDevice, HardwareReport, probe, resolve
+from hopecli.hardware import CudaDevice, HardwareReport, cpu_quotas, probe, resolve, usable_cores
 
 CPU = HardwareReport(
     system="Linux 6",
@@ -137,3 +139,41 @@ def test_probe_describes_this_machine() -> None:
     assert (report.mps_reason is None) == report.mps
     choice = resolve("auto", "auto", report)
     assert (choice.device == "cuda") == bool(report.cuda)
+
+
+def test_cpu_quotas_of_a_group_and_of_those_above_it(tmp_path: Path) -> None:
+    process = tmp_path / "cgroup"
+    process.write_text("0::/slurm/job_7/step_0\n")
+    (tmp_path / "slurm" / "job_7" / "step_0").mkdir(parents=True)
+    (tmp_path / "slurm" / "job_7" / "step_0" / "cpu.max").write_text("max 100000\n")  # no limit of its own
+    (tmp_path / "slurm" / "job_7" / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "slurm" / "cpu.max").write_text("400000 50000\n")
+    assert cpu_quotas(process, tmp_path) == [1.5, 8.0]
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("250000", [2.5]), ("-1", [])])
+def test_cpu_quota_of_version_1(quota: str, expected: list[float], tmp_path: Path) -> None:
+    """From within a container the path is the host's, and only the container's own group can be seen."""
+    process = tmp_path / "cgroup"
+    process.write_text("5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n0::/\n")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_quotas(process, tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", [None, "", "0::/\n", "nonsense\n", "4:cpu:/x\n"])
+def test_without_cpu_quotas(content: str | None, tmp_path: Path) -> None:
+    process = tmp_path / "cgroup"
+    if content is not None:
+        process.write_text(content)
+    assert cpu_quotas(process, tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("quotas", "cores"), [([], 8), ([1.0], 1), ([0.2], 1), ([2.5, 6.0], 3), ([7.5], 8), ([9.0], 8)]
+)
+def test_a_quota_is_rounded_up_to_cores(quotas: list[float], cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cpu_quotas", lambda: quotas)
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 8)
+    assert usable_cores() == cores

@@ -71,7 +71,6 @@ app.command("presets")(presets_command)
 
 def entry_point() -> NoReturn:
     """`hope` as a process: main(), after which Ctrl-C can neither change the exit code nor print a traceback."""
-    _wait_briefly()
     _say_what_ends_us()
     atexit.register(_ignore_interrupts)  # registered first, so called last
     try:
@@ -85,14 +84,21 @@ def entry_point() -> NoReturn:
     _leave(code)
 
 
-def _wait_briefly() -> None:
-    """Let waiting OpenMP threads spin shortly, unless told otherwise: GNU OpenMP's default starves a busy machine.
+def _prepare_threads() -> None:
+    """How torch's threads behave, unless told otherwise; before torch is imported.
 
-    Measured on 2 cores: no slower when they are free, and faster beside a busy process (README); a count of
-    0 halves the speed of small models.
+    Waiting OpenMP threads spin shortly: GNU OpenMP's default starves a busy machine. Measured on 2 cores: no slower
+    when they are free, and faster beside a busy process (README); a count of 0 halves the speed of small models.
+    Where a container or batch system grants less than the cores that torch sees, there is a thread for each CPU of
+    the quota: more of them only use it up sooner, waiting for each other.
     """
+    from hopecli.hardware import cores_within_quota
+
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    cores = cores_within_quota()
+    if cores is not None and "MKL_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 def _say_what_ends_us() -> None:
@@ -124,6 +130,7 @@ def main() -> None:
     try:
         prepare_stdout()
         _load_env()
+        _prepare_threads()
         code = _run()
         sys.stdout.flush()  # a full disk must be found here, not when the interpreter ends
     except HopeError as error:

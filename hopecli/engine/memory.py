@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from hopecli.hardware import GROUPS, PROCESS_GROUPS, control_groups
+
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what was asked of it: kernels run behind the host's back."""
@@ -61,23 +63,14 @@ def free_host_memory() -> int | None:
     return system if system is None else min([system, *room_in_groups()])
 
 
-def room_in_groups(process: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+def room_in_groups(process: Path = PROCESS_GROUPS, mounted: Path = GROUPS) -> list[int]:
     """Bytes that the memory limits of containers and batch systems (Linux control groups, versions 1 and 2) leave,
     one per group with a limit; cached files count as room, as the system gives them up first."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in process.read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                top, names = mounted, ("memory.max", "memory.current", "inactive_file")
-            elif "memory" in controllers.split(","):
-                top = mounted / "memory"
-                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            else:
-                continue
-            group = top / path.lstrip("/")
-            # Limits of all groups above hold too; from within a container some of them cannot be seen.
-            found += [_room(folder, *names) for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }
+    found = [_room(folder, *names[version]) for folder, version in control_groups("memory", process, mounted)]
     return [room for room in found if room is not None]
 
 

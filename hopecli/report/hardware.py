@@ -9,6 +9,7 @@ from rich.table import Table
 
 from hopecli.engine.results import Bench, Timing
 from hopecli.hardware import Machine
+from hopecli.report.console import counted
 from hopecli.report.tables import pairs_table, plain_table
 
 PASS_TITLES = {
@@ -68,7 +69,8 @@ def _facts(machine: Machine) -> Mapping[str, Any]:
         facts["CUDA"] = f"{h.cuda_version}, driver {s.driver or 'not known'}, cuDNN {s.cudnn or 'none'}"
     facts["MPS"] = f"available, up to {_gib(s.mps_memory)}" if h.mps else f"no: {h.mps_reason}"
     bf16 = {True: ", bf16 instructions", False: ", no bf16 instructions", None: ""}[s.fast_bf16]
-    facts["CPU"] = f"{h.processor}, {h.cores} cores, {h.threads} threads, {s.instructions}{bf16}"
+    counts = f"{counted(h.cores, 'core')}, {counted(h.threads, 'thread')}"
+    facts["CPU"] = f"{h.processor}, {counts}, {s.instructions}{bf16}"
     available = "" if s.memory_available is None else f", {_gib(s.memory_available)} available"
     facts["RAM"] = None if h.memory is None else f"{_gib(h.memory)}{available}"
     facts["system"] = f"{h.system} {h.machine}" + (f", macOS {s.macos}" if s.macos else "")

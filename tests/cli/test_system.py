@@ -185,13 +185,25 @@ def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tm
 
 
 @pytest.mark.parametrize(
-    ("given", "used"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+    ("given", "used"),
+    [
+        ({}, "1000 3"),
+        ({"OMP_WAIT_POLICY": "active"}, "None 3"),
+        ({"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "5"}, "7 5"),
+        ({"MKL_NUM_THREADS": "5"}, "1000 None"),
+        ({".env": "OMP_NUM_THREADS=4"}, "1000 4"),
+    ],
 )
-def test_waiting_threads_leave_the_cores_to_others_unless_told(
+def test_threads_wait_briefly_and_fit_the_cpu_quota_unless_told(
     given: dict[str, str], used: str, tmp_path: Path
 ) -> None:
-    late = "import atexit, os; atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT')));"
-    variables = {k: v for k, v in environment(tmp_path).items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    """On a machine that is described: 64 cores, of which a container may use 2.5."""
+    machine = "from hopecli import hardware as h; h.allowed_cores, h.cpu_quotas = lambda: 64, lambda: [2.5];"
+    shown = "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_NUM_THREADS'))"
+    late = f"import atexit, os; atexit.register(lambda: {shown}); {machine}"
+    theirs = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    variables = {k: v for k, v in environment(tmp_path).items() if k not in theirs}
+    (tmp_path / ".env").write_text(given.get(".env", ""))
     done = subprocess.run(
         [sys.executable, "-c", f"{late} from hopecli.cli.main import entry_point; entry_point()", "presets"],
         cwd=tmp_path,

@@ -95,11 +95,12 @@ def test_facts() -> None:
 
 def test_facts_of_a_mac() -> None:
     hardware = replace(MACHINE.hardware, cuda_version=None, cuda=(), mps=True, mps_reason=None, memory=None)
+    hardware = replace(hardware, cores=1, threads=1)
     around = replace(MACHINE.surroundings, fast_bf16=True, macos="15.1", mps_memory=20 * GIB)
     shown = pairs(machine_tables(replace(MACHINE, hardware=hardware, surroundings=around))[0])
     assert shown["CUDA"] == "torch was built without CUDA"
     assert shown["MPS"] == "available, up to 20.00 GiB"
-    assert shown["CPU"].endswith("AVX2, bf16 instructions")
+    assert shown["CPU"] == "a CPU, 1 core, 1 thread, AVX2, bf16 instructions"
     assert shown["RAM"] == "not measured"
     assert shown["system"] == "Linux x86_64, macOS 15.1"
 
