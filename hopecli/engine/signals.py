@@ -1,4 +1,4 @@
-"""Stopping politely: the first SIGINT, SIGTERM or SIGHUP asks, the second SIGINT aborts."""
+"""Stopping politely: the first signal that would end this process asks, the second SIGINT aborts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from hopecli.errors import AbortedError
 
 # Launchers such as `uv run` pass on the signal that the terminal has sent already: one press then arrives twice.
 ONE_PRESS_SECONDS = 0.5
+# Sent by batch systems some time before they kill: those that Slurm and Grid Engine can be told to send, and the soft
+# limit of CPU time. Windows has none of them.
+WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
 class StopRequest:
@@ -29,10 +32,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a flag while the block runs; a second SIGINT raises AbortedError.
+    """Turn SIGINT, SIGTERM, SIGHUP and WARNINGS into a flag while the block runs; a second SIGINT raises AbortedError.
 
     SIGINTs within ONE_PRESS_SECONDS of the first count as the same press. SIGHUP (a closed terminal, a dropped ssh)
-    stays ignored where it is: `nohup` asks for that.
+    stays ignored where it is: `nohup` asks for that. WARNINGS stay with whoever has taken them.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
@@ -50,6 +53,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
         numbers.append(signal.SIGHUP)
+    warnings = [getattr(signal, name) for name in WARNINGS if hasattr(signal, name)]
+    numbers += [number for number in warnings if signal.getsignal(number) is signal.SIG_DFL]
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request

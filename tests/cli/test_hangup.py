@@ -1,4 +1,5 @@
-"""SIGHUP (a closed terminal, a dropped ssh) stops as SIGTERM does; under `nohup` it stops nothing."""
+"""SIGHUP (a closed terminal, a dropped ssh) stops as SIGTERM does, under `nohup` it stops nothing; SIGUSR1 (sent by a
+batch system before the time is up) stops what can be resumed."""
 
 from __future__ import annotations
 
@@ -57,11 +58,12 @@ def some(folder: Path, pattern: str) -> Callable[[], None]:
     return ready
 
 
-def test_training_saves(tmp_path: Path) -> None:
-    code, out, err = stop([*TRAIN, "training.epochs=5000"], tmp_path, lambda: wait_for_steps(tmp_path, 3))
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_training_saves(name: str, tmp_path: Path) -> None:
+    code, out, err = stop([*TRAIN, "training.epochs=5000"], tmp_path, lambda: wait_for_steps(tmp_path, 3), name=name)
     assert code == 75, err
     assert out == ""
-    assert err.splitlines()[-1].startswith("stopped: stopped by SIGHUP after step ")
+    assert err.splitlines()[-1].startswith(f"stopped: stopped by {name} after step ")
     assert (only_run(tmp_path) / "checkpoints/last/model.safetensors").is_file()
 
 

@@ -15,7 +15,7 @@ def test_banner_and_what_it_rests_on(tmp_path: Path) -> None:
     lines = outcome.out.splitlines()
     assert lines[0] == "Hardware Detection"
     assert [line.split(":")[0].strip() for line in lines[1:4]] == ["Device", "Precision", "Accelerator"]
-    for word in ("RAM", "torch", "cores", "threads", "MPS", "CUDA", "flash", "math", "bf16", "fp16", "note: Flash"):
+    for word in ("RAM", "torch", " core", " thread", "MPS", "CUDA", "flash", "math", "bf16", "fp16", "note: Flash"):
         assert word in outcome.out
     assert "Recommended" not in outcome.out
     assert outcome.err == ""  # nothing is a warning

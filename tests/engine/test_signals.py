@@ -11,8 +11,10 @@ import pytest
 from hopecli.engine.signals import ONE_PRESS_SECONDS, stop_on_signal
 from hopecli.errors import AbortedError, StoppedError
 
+WARNINGS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, *WARNINGS])
 def test_the_first_signal_is_a_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_on_signal() as stop:
@@ -43,3 +45,17 @@ def test_ctrl_c_after_sigterm_is_still_a_request() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal_name == "SIGINT"
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_warning_stays_with_whoever_takes_it(number: signal.Signals) -> None:
+    """Such as a launcher that runs us as a function and puts the job into the queue again itself."""
+    taken: list[int] = []
+    before = signal.signal(number, lambda number, frame: taken.append(number))
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop
+            assert taken == [number]
+    finally:
+        signal.signal(number, before)
