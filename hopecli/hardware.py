@@ -79,6 +79,18 @@ class PrecisionTrial:
 
 
 @dataclass(frozen=True)
+class PredictorTrial:
+    """One kind of predictor, trained and rolled out in the precision chosen; errors as in PrecisionTrial."""
+
+    predictor: str
+    works: bool
+    reason: str
+    loss_error: float | None
+    gradient_error: float | None
+    rollout_error: float | None
+
+
+@dataclass(frozen=True)
 class AttentionTrial:
     """One scaled-dot-product backend, tried with a real call; max_error against float64, None when it failed."""
 
@@ -113,6 +125,7 @@ class Machine:
     choice: DeviceChoice
     surroundings: Surroundings
     precisions: tuple[PrecisionTrial, ...]
+    predictors: tuple[PredictorTrial, ...]
     attention: tuple[AttentionTrial, ...]
     notes: tuple[str, ...]
 

@@ -137,6 +137,13 @@ def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtim
     return runtime
 
 
+def require_right_numbers(kind: str, runtime: Runtime, *, learning: bool) -> None:
+    """DeviceError where a predictor of this kind computes wrong numbers on the run's device; see the engine's."""
+    from hopecli.engine import predictor_trials
+
+    predictor_trials.require_right_numbers(kind, runtime.choice, learning=learning)
+
+
 def check_launch() -> None:
     """SettingsError when the variables of torchrun are half there, or another launcher's: libraries would fail on them
     one by one."""

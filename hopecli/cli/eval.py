@@ -18,6 +18,7 @@ from hopecli.cli.common import (
     PrecisionOption,
     complete_presets,
     override,
+    require_right_numbers,
     start_runtime,
 )
 from hopecli.cli.results_folder import announce_replacing, results_folder
@@ -64,6 +65,7 @@ def eval_command(
     trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     settings = trained.settings
     runtime = start_runtime(device or settings.training.device, settings.evaluation.precision)
+    require_right_numbers(settings.model.kind, runtime, learning=False)
     with runtime.closing():
         evaluation = run(trained, runtime, name)
         if runtime.is_main:

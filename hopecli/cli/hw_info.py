@@ -41,8 +41,9 @@ def hw_info_command(
 ) -> None:
     """Show the machine, what each choice of device and precision rests on, and which kernels work here.
 
-    Every precision is tried with a forward and backward, every attention backend with a call. --bench measures matrix
-    products, memory, and a preset's passes in under three minutes, and recommends settings with the command.
+    Every precision and every kind of predictor is tried against float64 on the CPU, every attention backend with a
+    call. --bench measures matrix products, memory, and a preset's passes in under three minutes, and recommends
+    settings with the command.
     """
     if not bench and (preset or data_dir or overrides):
         raise SettingsError("has no effect without --bench", where="hope hw-info", fix="add --bench")

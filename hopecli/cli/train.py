@@ -22,6 +22,7 @@ from hopecli.cli.common import (
     gives_clips,
     make_run_dir,
     override,
+    require_right_numbers,
     runs_folder,
     start_runtime,
     with_data_folder,
@@ -92,6 +93,7 @@ def train_command(
         return
     settings = request.resolved.settings
     runtime = start_runtime(settings.training.device, settings.training.precision)
+    require_right_numbers(settings.model.kind, runtime, learning=True)
     if dry_run:
         from hopecli.cli.dry_run import dry_run_report
 

@@ -20,6 +20,7 @@ from hopecli.cli.common import (
     check_launch,
     complete_presets,
     override,
+    require_right_numbers,
     start_runtime,
 )
 from hopecli.cli.results_folder import announce_replacing, results_folder
@@ -126,6 +127,7 @@ def choose_runtime(trained: Trained, device: str | None) -> Runtime:
             raise DeviceError(what, where="--device", value=asked, fix="use --device auto or cpu")
         say(f"{what}: adapting on the CPU")
         runtime = start_runtime("cpu", s.adaptation.precision)
+    require_right_numbers(s.model.kind, runtime, learning=s.adaptation.adapt != "none")
     if runtime.choice.precision == "fp16" and s.adaptation.adapt != "none":
         raise SettingsError(
             "small gradients vanish in fp16", where="adaptation.precision", value="fp16", fix="use fp32 or bf16"

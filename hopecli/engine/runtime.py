@@ -189,7 +189,7 @@ def start(choice: DeviceChoice) -> Runtime:
             where="--device",
             fix="unset ACCELERATE_* variables or use --device auto",
         )
-    _no_tf32()
+    no_tf32()
     apart = announced > 1 and choice.device != "cpu"
     return Runtime(accelerator, choice, dist.new_group(backend="gloo", timeout=PATIENCE) if apart else None)
 
@@ -212,7 +212,7 @@ def _settings_of_a_launcher() -> Iterator[None]:
         raise DeviceError(problem, where=", ".join(names), fix=fix.format("them")) from error
 
 
-def _no_tf32() -> None:
+def no_tf32() -> None:
     """fp32 means fp32: cuDNN's convolutions would use TF32 by default, and products where the environment asks for it
     (NVIDIA's containers set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)."""
     with warnings.catch_warnings():  # torch 2.9 wants a newer flag, beside which reading this one raises

@@ -22,7 +22,7 @@ PASS_TITLES = {
 
 
 def machine_tables(machine: Machine) -> list[Table]:
-    """Facts, precisions and attention backends."""
+    """Facts, precisions, predictors and attention backends."""
     precisions = [
         [
             trial.precision,
@@ -32,6 +32,17 @@ def machine_tables(machine: Machine) -> list[Table]:
             trial.reason,
         ]
         for trial in machine.precisions
+    ]
+    predictors = [
+        [
+            trial.predictor,
+            "yes" if trial.works else "no",
+            _error(trial.loss_error),
+            _error(trial.gradient_error),
+            _error(trial.rollout_error),
+            trial.reason,
+        ]
+        for trial in machine.predictors
     ]
     attention = [
         [trial.backend, "yes" if trial.works else "no", _error(trial.max_error), trial.reason]
@@ -44,6 +55,12 @@ def machine_tables(machine: Machine) -> list[Table]:
             ["precision", "usable", "loss error", "gradient error", "why"],
             precisions,
             numbers_from=5,
+        ),
+        plain_table(
+            f"Predictors on {machine.choice.device} in {machine.choice.precision}, each trained and rolled out",
+            ["predictor", "works", "loss error", "gradient error", "rollout error", "why"],
+            predictors,
+            numbers_from=6,
         ),
         plain_table(
             "Scaled-dot-product attention, each backend called alone",

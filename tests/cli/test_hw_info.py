@@ -26,10 +26,24 @@ def test_json_is_one_object(tmp_path: Path) -> None:
     outcome = hope(["hw-info", "--device", "cpu", "--json"], tmp_path)
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
-    assert list(found) == ["hardware", "choice", "surroundings", "precisions", "attention", "notes", "bench"]
+    assert list(found) == [
+        "hardware",
+        "choice",
+        "surroundings",
+        "precisions",
+        "predictors",
+        "attention",
+        "notes",
+        "bench",
+    ]
     assert found["bench"] is None
     assert found["choice"]["device"] == "cpu"
     assert {trial["precision"]: trial["usable"] for trial in found["precisions"]}["fp32"]
+    assert {trial["predictor"]: trial["works"] for trial in found["predictors"]} == {
+        "vit_ac": True,
+        "convlstm": True,
+        "hope": True,
+    }
     assert {trial["backend"]: trial["works"] for trial in found["attention"]}["math"]
 
 

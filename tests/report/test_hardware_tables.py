@@ -14,6 +14,7 @@ from hopecli.hardware import (
     HardwareReport,
     Machine,
     PrecisionTrial,
+    PredictorTrial,
     Surroundings,
 )
 from hopecli.report.hardware import bench_tables, machine_tables
@@ -48,6 +49,10 @@ MACHINE = Machine(
     precisions=(
         PrecisionTrial("fp32", True, "exact", 1.5e-7, 2.5e-6),
         PrecisionTrial("fp16", False, "no such kernels", None, None),
+    ),
+    predictors=(
+        PredictorTrial("vit_ac", True, "fine", 3.5e-8, 4.5e-7, 5.5e-7),
+        PredictorTrial("hope", False, "no such solve", None, None, None),
     ),
     attention=(AttentionTrial("math", True, "runs", 3.5e-5), AttentionTrial("flash", False, "no GPU", None)),
     notes=(),
@@ -122,10 +127,27 @@ def test_cuda_without_driver_or_device(driver: str | None, cuda: tuple[CudaDevic
 
 
 def test_trials() -> None:
-    _, precisions, attention = machine_tables(MACHINE)
+    _, precisions, predictors, attention = machine_tables(MACHINE)
     assert cells(precisions) == {
         "fp32": {"usable": "yes", "loss error": "1.5e-07", "gradient error": "2.5e-06", "why": "exact"},
         "fp16": {"usable": "no", "loss error": "-", "gradient error": "-", "why": "no such kernels"},
+    }
+    assert title(predictors) == "Predictors on cpu in fp32, each trained and rolled out"
+    assert cells(predictors) == {
+        "vit_ac": {
+            "works": "yes",
+            "loss error": "3.5e-08",
+            "gradient error": "4.5e-07",
+            "rollout error": "5.5e-07",
+            "why": "fine",
+        },
+        "hope": {
+            "works": "no",
+            "loss error": "-",
+            "gradient error": "-",
+            "rollout error": "-",
+            "why": "no such solve",
+        },
     }
     assert cells(attention) == {
         "math": {"works": "yes", "max error": "3.5e-05", "why": "runs"},
