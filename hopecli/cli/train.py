@@ -35,6 +35,7 @@ from hopecli.errors import CheckpointError, HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
+    from hopecli.config.schema import Settings
     from hopecli.engine.results import TrainSummary
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.train_job import TrainJob
@@ -94,6 +95,7 @@ def train_command(
     settings = request.resolved.settings
     runtime = start_runtime(settings.training.device, settings.training.precision)
     require_right_numbers(settings.model.kind, runtime, learning=True)
+    note_long_sums(settings, runtime)
     if dry_run:
         from hopecli.cli.dry_run import dry_run_report
 
@@ -101,6 +103,15 @@ def train_command(
         return
     with runtime.closing(), holding(request.resume, runtime) as lock:
         report(run(build(request, runtime, lock)), runtime, json=json)
+
+
+def note_long_sums(settings: Settings, runtime: Runtime) -> None:
+    """Say it where a device may add up the weight gradients of this run wrongly."""
+    from hopecli.engine.long_sums import long_sums_note
+    from hopecli.report.console import say
+
+    if (note := long_sums_note(settings, runtime.choice)) is not None:
+        say(note)
 
 
 def resolve_settings(preset: str | None, overrides: list[str], resume: str | None, *, json: bool) -> Request:
