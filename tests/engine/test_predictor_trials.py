@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopecli.engine import predictor_trials
 from hopecli.engine.predictor_trials import SMALL, TOLERANCE, Errors, errors, judge, require_right_numbers
-from hopecli.engine.probes import try_precision
+from hopecli.engine.probes import try_attention, try_precision
 from hopecli.errors import DeviceError
 from hopecli.hardware import DeviceChoice, probe
 
@@ -116,3 +116,15 @@ def test_a_run_on_mps_needs_right_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     require_right_numbers("hope", ON_MPS, learning=False)  # nothing is learned: wrong gradients do not matter
     with pytest.raises(DeviceError):
         require_right_numbers("hope", ON_MPS, learning=True)
+
+
+def test_attention_that_reads_behind_the_keys_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert try_attention("math", CPU, torch.float32).works
+
+    def over_all_room(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.as_strided((1, 16, x.stride(1) // 24, 24), x.stride(), x.storage_offset()) for x in (k, v))
+        return attention(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", over_all_room)
+    trial = try_attention("math", CPU, torch.float32)
+    assert (trial.works, trial.reason) == (False, "wrong numbers")
