@@ -146,8 +146,9 @@ def _check_empty(out_dir: Path) -> None:
 def _check_space(staging: Path, needed: int, out_dir: Path) -> None:
     disk = shutil.disk_usage(staging)
     if disk.total and needed > disk.free:
+        unit, name = (2**30, "GiB") if needed >= 2**30 else (2**20, "MiB")
         raise DataError(
-            f"the features need {needed / 2**30:,.1f} GiB, but the disk has {disk.free / 2**30:,.1f} GiB free",
+            f"the features need {needed / unit:,.1f} {name}, but the disk has {disk.free / unit:,.1f} {name} free",
             where=str(out_dir),
             fix="make fewer or smaller clips, or choose another disk",
         )

@@ -147,7 +147,7 @@ def test_clips_must_fit_on_the_disk(dtype: str, tmp_path: Path, monkeypatch: pyt
         if fits:
             assert make(out, dtype=dtype).clips_sampled == 3
             continue
-        with pytest.raises(DataError, match=r"the features need 0\.0 GiB, but the disk has 0\.0 GiB free"):
+        with pytest.raises(DataError, match=r"the features need 0\.0 MiB, but the disk has 0\.0 MiB free"):
             make(out, dtype=dtype)
         assert not out.exists()
 
