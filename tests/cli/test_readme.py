@@ -15,7 +15,7 @@ from hopecli.data.loader import collate, require_all
 from hopecli.data.store import ClipStore
 from hopecli.engine.checkpoint import load_checkpoint
 from hopecli.objectives.rollout import normalise
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, eval_row, evaluate, hope, only_run
 from tests.cli.test_models import KINDS, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def test_python_of_the_readme_rolls_out_as_evaluation_does(preset: str, tmp_path
     train = command(preset) if preset in KINDS else ["train", "--preset", preset, "--device", "cpu", *TINY]
     assert hope(train, tmp_path).code == 0
     run = only_run(tmp_path)
-    (code,) = python_blocks()
+    code, _ = python_blocks()
     (clips,) = (tmp_path / "cache" / "physics").iterdir()
     split = json.loads((run / "split.json").read_text())
     settings = load_tree(load_checkpoint(str(run)).settings, name="run", origin="run").settings
@@ -57,3 +57,26 @@ def test_python_of_the_readme_rolls_out_as_evaluation_does(preset: str, tmp_path
     row = dict(zip(lines[0], next(line for line in lines if split["held_out"][0] in line), strict=True))
     # 1e-5: float32, and another batch size
     assert (predicted - h[1:]).abs().mean().item() == pytest.approx(float(row["l1"]), rel=1e-5)
+
+
+def test_python_of_the_readme_compares_two_runs_clip_by_clip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, code = python_blocks()
+    results = []
+    for name, width in (("RUN_A", 16), ("RUN_B", 32)):
+        train = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, f"logging.runs_dir={name}"]
+        assert hope([*train, f"model.width={width}"], tmp_path).code == 0
+        (run,) = (tmp_path / name / "quickstart").iterdir()
+        results.append(evaluate(run))
+        assert name in code
+        code = code.replace(name, str(run))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    means = [eval_row(result, "model")["l1"]["mean"] for result in results]
+    assert means[0] != means[1]
+    assert names["differences"].shape == (results[0]["clips"],)
+    assert names["differences"].mean() == pytest.approx(means[0] - means[1], abs=1e-9)  # float64 sums of float32 losses
+    shown = capsys.readouterr().out
+    assert shown.startswith("Interval(mean=")
+    assert shown.split()[-1] == str((names["differences"] < 0).mean())
