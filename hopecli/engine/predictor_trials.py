@@ -38,7 +38,8 @@ FP16_SCALE = 1024.0  # without it small fp16 gradients vanish; training scales t
 
 
 class Errors(NamedTuple):
-    """Relative errors |x - reference| / |reference| of the loss, of all gradients together, and of a rollout."""
+    """Relative errors |x - reference| / |reference| of the loss, of all gradients together (0 where there are none to
+    be right), and of a rollout."""
 
     loss: float
     gradient: float
@@ -58,17 +59,19 @@ def require_right_numbers(kind: str, choice: DeviceChoice, *, learning: bool) ->
     """
     if choice.device != "mps" or kind not in SMALL:
         return
-    found, reason = judge(kind, choice.precision, torch.device(choice.device))
-    if reason == WORKS or (not learning and found is not None and found.rollout <= TOLERANCE[choice.precision]):
+    _, reason = judge(kind, choice.precision, torch.device(choice.device), learning=learning)
+    if reason == WORKS:
         return
     fix = "use --device cpu, or another version of torch (hope hw-info shows what works)"
     raise DeviceError(f"{kind} does not work here: {reason}", where="--device", value=choice.device, fix=fix)
 
 
-def judge(kind: str, precision: PrecisionName, device: torch.device) -> tuple[Errors | None, str]:
+def judge(
+    kind: str, precision: PrecisionName, device: torch.device, *, learning: bool = True
+) -> tuple[Errors | None, str]:
     """The errors of a small predictor, None when a call failed; and WORKS, or what is wrong."""
     try:
-        found = errors(kind, device, None if precision == "fp32" else DTYPES[precision])
+        found = errors(kind, device, None if precision == "fp32" else DTYPES[precision], learning=learning)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         return None, f"the call failed: {first_line(error)}"
     limit = TOLERANCE[precision]
@@ -82,25 +85,29 @@ def first_line(error: object) -> str:
     return " ".join(text.split())[:160]
 
 
-def errors(kind: str, device: torch.device, cast: torch.dtype | None) -> Errors:
+def errors(kind: str, device: torch.device, cast: torch.dtype | None, *, learning: bool = True) -> Errors:
     """Of a small predictor on `device` under autocast to `cast` (None: float32), against float64 on the CPU.
 
     RuntimeError, NotImplementedError or TypeError of torch where an operation is missing.
     """
-    reference = _numbers(kind, torch.device("cpu"), torch.float64, None)
+    reference = _numbers(kind, torch.device("cpu"), torch.float64, None, learning)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tried = _numbers(kind, device, torch.float32, cast)
+        tried = _numbers(kind, device, torch.float32, cast, learning)
     return Errors(*(float((x - y).norm() / y.norm()) for x, y in zip(tried, reference, strict=True)))
 
 
 def _numbers(
-    kind: str, device: torch.device, dtype: torch.dtype, cast: torch.dtype | None
+    kind: str, device: torch.device, dtype: torch.dtype, cast: torch.dtype | None, learning: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, gradients and rollout as float64 on the CPU: parallel pass and steps, with gradients and without."""
+    """Loss [], gradients [parameters] (one 1 unless `learning`) and rollout [B, H, N, D] as float64 on the CPU."""
     model, clip = _model(kind).to(device, dtype), _clip().to(device, dtype)
-    horizon = FRAMES - 1
-    with torch.autocast(device.type, cast) if cast is not None else contextlib.nullcontext():
+    horizon, gradients = FRAMES - 1, torch.ones(1)
+
+    def casting() -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if cast is None else torch.autocast(device.type, cast)
+
+    with torch.set_grad_enabled(learning), casting():
         loss = training_loss(
             model,
             clip,
@@ -109,10 +116,12 @@ def _numbers(
             normalize_reps=True,
             loss_exp=2.0,  # smooth: the gradient of L1 jumps where rounding changes a sign
         ).total
-    scale = FP16_SCALE if cast == torch.float16 else 1.0
-    (loss * scale).backward()
-    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / scale
-    with torch.no_grad(), torch.autocast(device.type, cast) if cast is not None else contextlib.nullcontext():
+    if learning:
+        scale = FP16_SCALE if cast == torch.float16 else 1.0
+        (loss * scale).backward()
+        reached = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        gradients = torch.cat([gradient.flatten() for gradient in reached]) / scale
+    with torch.no_grad(), casting():  # the cache of keys and values is another without gradients
         given = clip.with_features(normalise(clip.features))
         rolled = rollout(model, given, context_frames=1, horizon=horizon, normalize_reps=True)
     loss, gradients, rolled = (x.detach().cpu().double() for x in (loss, gradients, rolled))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopecli.engine import predictor_trials
 from hopecli.engine.predictor_trials import SMALL, TOLERANCE, Errors, errors, judge, require_right_numbers
-from hopecli.engine.probes import try_attention, try_precision
+from hopecli.engine.probes import try_attention, try_machine, try_precision
 from hopecli.errors import DeviceError
 from hopecli.hardware import DeviceChoice, probe
 
@@ -65,7 +65,7 @@ FAULTS: list[tuple[str, Any, str, Callable[..., Tensor]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "place", "name", "wrong"), FAULTS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("kind", "place", "name", "wrong"), FAULTS, ids=[f"{f[0]}-{f[2]}" for f in FAULTS])
 def test_a_wrong_kernel_is_found(
     kind: str, place: Any, name: str, wrong: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +79,7 @@ def test_one_wrong_number_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3):
         for value in (0.5, math.nan):
             found = Errors(*(value if i == j else 0.0 for j in range(3)))
-            monkeypatch.setattr(predictor_trials, "errors", lambda kind, device, cast, found=found: found)
+            monkeypatch.setattr(predictor_trials, "errors", lambda *given, found=found, **settings: found)
             assert judge("hope", "fp32", CPU)[1].startswith("wrong numbers"), found
 
 
@@ -100,20 +100,34 @@ def test_an_operation_that_is_missing_is_one_line() -> None:
     assert len(reason.splitlines()) == 1
 
 
+def test_without_learning_gradients_may_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(x: Tensor) -> Tensor:
+        return gelu(x).detach() if x.dtype == torch.float32 else gelu(x)
+
+    monkeypatch.setattr(F, "gelu", flat)
+    assert judge("hope", "fp32", CPU)[1].startswith("wrong numbers")
+    found, reason = judge("hope", "fp32", CPU, learning=False)
+    assert reason == "works"
+    assert found is not None
+    assert found.gradient == 0.0
+    assert 0.0 < found.rollout < 1e-5  # float32 rounding
+
+
 def test_a_run_on_mps_needs_right_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(kind: str, device: torch.device, cast: torch.dtype | None) -> Errors:
+    def missing(kind: str, device: torch.device, cast: torch.dtype | None, *, learning: bool) -> Errors:
         raise NotImplementedError(f"no such operation on {device.type}\nand more")
 
     monkeypatch.setattr(predictor_trials, "errors", missing)
-    with pytest.raises(DeviceError) as caught:
-        require_right_numbers("hope", ON_MPS, learning=False)
-    assert caught.value.exit_code == 5
-    start = "--device: hope does not work here: the call failed: no such operation on mps (got 'mps'). Use --device cpu"
-    assert str(caught.value).startswith(start)
+    for learning in (True, False):
+        with pytest.raises(DeviceError) as caught:
+            require_right_numbers("hope", ON_MPS, learning=learning)
+        assert caught.value.exit_code == 5
+        what = "hope does not work here: the call failed: no such operation on mps (got 'mps')"
+        assert str(caught.value).startswith(f"--device: {what}. Use --device cpu")
     require_right_numbers("copy_last", ON_MPS, learning=True)  # computes nothing
     require_right_numbers("hope", DeviceChoice("cpu", "fp32", "", "", ""), learning=True)
-    monkeypatch.setattr(predictor_trials, "errors", lambda kind, device, cast: Errors(0.0, 0.5, 0.0))
-    require_right_numbers("hope", ON_MPS, learning=False)  # nothing is learned: wrong gradients do not matter
+    monkeypatch.setattr(predictor_trials, "errors", lambda *given, learning: Errors(0.0, 0.5 * learning, 0.0))
+    require_right_numbers("hope", ON_MPS, learning=False)
     with pytest.raises(DeviceError):
         require_right_numbers("hope", ON_MPS, learning=True)
 
@@ -128,3 +142,9 @@ def test_attention_that_reads_behind_the_keys_is_found(monkeypatch: pytest.Monke
     monkeypatch.setattr(F, "scaled_dot_product_attention", over_all_room)
     trial = try_attention("math", CPU, torch.float32)
     assert (trial.works, trial.reason) == (False, "wrong numbers")
+
+
+def test_what_is_tried_in_float32_is_not_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    try_machine(probe(), DeviceChoice("cpu", "fp32", "", "", ""))
+    assert not torch.backends.cudnn.allow_tf32
