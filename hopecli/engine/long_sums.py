@@ -20,7 +20,9 @@ def long_sums_note(settings: Settings, choice: DeviceChoice, version: str = torc
     if isinstance(s.model, HopeSettings):
         frames = 1
     elif isinstance(s.model, ViTACSettings) and not plain_fixed:
-        frames = s.objective.T_teacher
+        o = s.objective
+        weights = [o.loss_weight_teacher, *(phase.loss_weight_teacher for phase in o.curriculum)]
+        frames = o.T_teacher if any(weights) else 1  # the parallel pass where it is learned, else a step
     else:
         return None
     per_clip = frames * (d.grid * d.grid + (3 if s.use_extrinsics else 2))
