@@ -65,7 +65,7 @@ class DeviceChoice:
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """A forward and backward of a small predictor in one precision, against float64 on the CPU.
+    """A small ViT trained and rolled out in one precision, against float64 on the CPU.
 
     usable: the resolver takes it and the numbers hold. errors: relative, |x - reference| / |reference|, of the loss
     and of all gradients together; None when the call failed.

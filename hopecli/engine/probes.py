@@ -86,7 +86,7 @@ def try_attention(backend: str, device: torch.device, dtype: torch.dtype) -> Att
             return AttentionTrial(backend, False, reason, None)
     limit = 1e-4 if dtype == torch.float32 else 5e-2
     right = error <= limit  # not so for NaN
-    return AttentionTrial(backend, right, "works" if right else "wrong numbers", error)
+    return AttentionTrial(backend, right, WORKS if right else "wrong numbers", error)
 
 
 def surroundings(report: HardwareReport) -> Surroundings:

@@ -51,13 +51,13 @@ def machine_tables(machine: Machine) -> list[Table]:
     return [
         pairs_table("Machine", _facts(machine)),
         plain_table(
-            f"Precisions on {machine.choice.device}, each with a forward and backward against float64",
+            f"Precisions on {machine.choice.device}: a small ViT trained and rolled out, against float64",
             ["precision", "usable", "loss error", "gradient error", "why"],
             precisions,
             numbers_from=5,
         ),
         plain_table(
-            f"Predictors on {machine.choice.device} in {machine.choice.precision}, each trained and rolled out",
+            f"Predictors on {machine.choice.device} in {machine.choice.precision}: a small one of each kind, likewise",
             ["predictor", "works", "loss error", "gradient error", "rollout error", "why"],
             predictors,
             numbers_from=6,

@@ -132,7 +132,7 @@ def test_trials() -> None:
         "fp32": {"usable": "yes", "loss error": "1.5e-07", "gradient error": "2.5e-06", "why": "exact"},
         "fp16": {"usable": "no", "loss error": "-", "gradient error": "-", "why": "no such kernels"},
     }
-    assert title(predictors) == "Predictors on cpu in fp32, each trained and rolled out"
+    assert title(predictors) == "Predictors on cpu in fp32: a small one of each kind, likewise"
     assert cells(predictors) == {
         "vit_ac": {
             "works": "yes",
