@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
 
 
-def compare_inputs(store: ClipStore, names: Sequence[str], expected: object, say: Callable[[str], None]) -> None:
-    """Warn when the clips have no states for a model that was trained with them (`expected`: whether it was, None when
+def compare_inputs(
+    store: ClipStore, names: Sequence[str], expected: object, say: Callable[[str], None], clips: str = "clips"
+) -> None:
+    """Warn when the `clips` (as the lines call them) have no states for a model that was trained with them (`expected`: whether it was, None when
     that is not known) or the other way round, and when the alignment leaves actions out."""
     found, of = store.sampled_states(names)
     if expected is True and found < of:
-        say(f"warning: {of - found} of the first {of} clips lack the states.npy it was trained with: zeros stand in")
+        say(f"warning: {of - found} of the first {of} {clips} lack the states.npy it was trained with: zeros stand in")
     if expected is False and found:
-        say(f"warning: {found} of the first {of} clips have a states.npy, but it was trained on clips without")
-    warn_of_dropped_actions(store, names, "clips", say)
+        say(f"warning: {found} of the first {of} {clips} have a states.npy, but it was trained on clips without")
+    warn_of_dropped_actions(store, names, clips, say)
 
 
 def warn_of_dropped_actions(store: ClipStore, names: Sequence[str], clips: str, say: Callable[[str], None]) -> None:
@@ -36,13 +38,13 @@ def warn_of_dropped_actions(store: ClipStore, names: Sequence[str], clips: str, 
         )
 
 
-def readings_of(store: ClipStore, trained_under: DataSettings) -> list[ClipStore]:
-    """The clips as they are read now and, where that is another feature map, as training read them: their fingerprints
-    are of what is read. A clip too short for a longer evaluation is still one of the clips trained on."""
+def readings_of(store: ClipStore, other: DataSettings) -> list[ClipStore]:
+    """The clips as they are read here and, where that is another feature map, as under the `other` settings (those of
+    training, or of the stream): fingerprints are of what is read. A clip too short for one of them is still itself."""
     from hopecli.data.store import ClipStore
 
-    maps = dict.fromkeys([store.settings.feature_map, trained_under.feature_map])
-    frames = min(store.settings.num_timesteps, trained_under.num_timesteps)
+    maps = dict.fromkeys([store.settings.feature_map, other.feature_map])
+    frames = min(store.settings.num_timesteps, other.num_timesteps)
     changes = [{"feature_map": feature_map, "num_timesteps": frames} for feature_map in maps]
     return [ClipStore(store.folder, store.settings.model_copy(update=c), use_extrinsics=False) for c in changes]
 

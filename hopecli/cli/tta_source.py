@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.checkpoints import ChosenClips, Trained, training_split
 from hopecli.cli.common import expanded
-from hopecli.cli.recognise import recognised
+from hopecli.cli.recognise import compare_inputs, readings_of, recognised
 from hopecli.errors import DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
     from hopecli.data.split import Split
     from hopecli.data.store import ClipStore
 
+AS_TRAINED = ("feature_map", "action_alignment", "action_reduce")  # of the source clips, whatever the stream's are
+AS_NOW = ("num_timesteps", "on_short", "on_error", "max_skipped", "workers")
 
 @dataclass(frozen=True)
 class Source:
@@ -66,7 +68,8 @@ def fingerprinted(
 def find_source(
     trained: Trained, source_data_dir: str | None, chosen: ChosenClips, streamed: set[str], say: Callable[[str], None]
 ) -> Source | None:
-    """The clips of --source-data-dir, else those held out from training where they still are; None otherwise.
+    """The clips of --source-data-dir, else those held out from training where they still are; None otherwise. They are
+    read as training reads its clips: data settings of the command are of the stream.
 
     Left out: clips that are in the stream (by its fingerprints `streamed`), or that the weights were adapted on before,
     and held-out clips of fewer frames than the stream uses. SettingsError when that leaves none of a folder that was
@@ -81,8 +84,10 @@ def find_source(
     seen = streamed | trained.adapted_on
     if source_data_dir is not None:
         folder = expanded(source_data_dir, "--source-data-dir")
+        now = trained.settings.data
         update = {"source": "folder", "data_dir": str(folder), "clip_start": None, "clip_end": None}
-        store = ClipStore(folder, trained.settings.data.model_copy(update=update), use_extrinsics=extrinsics)
+        settings = trained.trained_under.data.model_copy(update=update | {key: getattr(now, key) for key in AS_NOW})
+        store = ClipStore(folder, settings, use_extrinsics=extrinsics)
         return _given(trained, store, list(usable_clips(store)[0].values()), seen, say)
     if chosen.overlap == 0 and chosen.clips_from == "held out from training":
         say("note: the stream is the held-out part itself, so forgetting is not measured (give --source-data-dir)")
@@ -117,13 +122,14 @@ def find_source(
             store.folder, settings.model_copy(update={"num_timesteps": needed}), use_extrinsics=extrinsics
         )
         label += _too_short(len(lengths) - len(held_out), needed, say)
-    names, left_out = _unseen(store, held_out, seen, trained.settings.adaptation.source_clips)
+    names, left_out = _unseen(trained, store, held_out, seen)
     if not names:
         say(
             "note: forgetting is not measured: all held-out clips are in the stream, or the weights were adapted on "
             "them (give --source-data-dir)"
         )
         return None
+    _say_reading(trained, say)
     return Source(store, names, f"{label}{_left_out(left_out, say)}")
 
 
@@ -131,7 +137,7 @@ def _given(
     trained: Trained, store: ClipStore, usable: Sequence[str], seen: set[str], say: Callable[[str], None]
 ) -> Source:
     """The clips of a folder that the user names, with how many of them the checkpoint was trained on."""
-    names, left_out = _unseen(store, usable, seen, trained.settings.adaptation.source_clips)
+    names, left_out = _unseen(trained, store, usable, seen)
     if not names:
         raise SettingsError(
             "all of its clips are in the stream, or the weights were adapted on them",
@@ -139,6 +145,8 @@ def _given(
             value=str(store.folder),
             fix="give clips of the training domain that are not, or leave it out",
         )
+    _say_reading(trained, say)
+    compare_inputs(store, names, trained.checkpoint.info.get("states"), say, "source clips")
     label = f"{store.folder}{_left_out(left_out, say)}"
     split: Split | None = training_split(trained, say)
     known = 0 if split is None else len(recognised([store], names, set(split.fingerprints.values())))
@@ -148,14 +156,23 @@ def _given(
     return Source(store, names, label)
 
 
-def _unseen(store: ClipStore, names: Sequence[str], seen: set[str], limit: int) -> tuple[list[str], int]:
-    """The first `limit` clips without one of these fingerprints, and how many were left out on the way."""
+def _say_reading(trained: Trained, say: Callable[[str], None]) -> None:
+    now, then = trained.settings.data, trained.trained_under.data
+    other = [f"data.{key}={getattr(then, key)}" for key in AS_TRAINED if getattr(now, key) != getattr(then, key)]
+    if other:
+        say(f"note: the source clips are read as in training, with {', '.join(other)}")
+
+
+def _unseen(trained: Trained, store: ClipStore, names: Sequence[str], seen: set[str]) -> tuple[list[str], int]:
+    """The first adaptation.source_clips clips without one of these fingerprints, and how many were left out on the way:
+    fingerprints of what the stream reads, which may be another feature map of the same clip."""
+    readings = readings_of(store, trained.settings.data)
     chosen: list[str] = []
     left_out = 0
     for name in names:
-        if len(chosen) == limit:
+        if len(chosen) == trained.settings.adaptation.source_clips:
             break
-        if recognised([store], [name], seen):
+        if recognised(readings, [name], seen):
             left_out += 1
         else:
             chosen.append(name)

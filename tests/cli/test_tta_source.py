@@ -1,0 +1,84 @@
+"""Source clips of `hope tta`: read as training reads its clips, whatever the stream is read as."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cli.runner import TINY, hope, only_run
+from tests.clips import DIM, make_features, write_clip
+
+FRAMES, CLIPS = 8, 8
+READ_AS = "note: the source clips are read as in training, with data.action_alignment=per_timestep"
+
+
+def write_clips(folder: Path, *, seed: int) -> None:
+    """Clips with an action in every row, which impulse alignment leaves out but for row 1."""
+    rng = np.random.default_rng(seed)
+    for number in range(seed, seed + CLIPS):
+        actions = rng.normal(size=(2 * FRAMES, 2)).astype(np.float32)
+        write_clip(folder, number, features=make_features(number, FRAMES), actions=actions)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with per-timestep actions; beside it a stream and a copy of the held-out clips."""
+    folder = tmp_path_factory.mktemp("tta_source")
+    write_clips(folder / "clips", seed=0)
+    write_clips(folder / "stream", seed=50)
+    settings = [f"data.embed_dim={DIM}", "data.action_alignment=per_timestep", "data.val_split=0.5"]
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, *settings, "training.epochs=2"]
+    outcome = hope([*command, "--data-dir", "clips"], folder)
+    assert outcome.code == 0, outcome.err
+    made = only_run(folder)
+    for name in json.loads((made / "split.json").read_text(encoding="utf-8"))["held_out"]:
+        shutil.copytree(folder / "clips" / name, folder / "copy" / name)
+    return made
+
+
+def forgetting(run: Path, *arguments: str) -> tuple[dict[str, Any] | None, str]:
+    """The source losses, without the folder's name, and stderr."""
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", "--json", "adaptation.steps=1", "adaptation.lr=0.01"]
+    outcome = hope([*command, *arguments], run.parents[2])
+    assert outcome.code == 0, outcome.err
+    found: dict[str, Any] | None = json.loads(outcome.out)["forgetting"]
+    return None if found is None else {k: v for k, v in found.items() if k != "source"}, outcome.err
+
+
+def test_settings_of_the_stream_are_not_those_of_the_source_clips(run: Path) -> None:
+    before = set()
+    for changes in ([], ["data.action_alignment=impulse"]):
+        stream = ["--data-dir", "stream", *changes]
+        held_out, _ = forgetting(run, *stream)
+        given, err = forgetting(run, *stream, "--source-data-dir", "copy")
+        assert held_out is not None
+        assert held_out == given
+        assert (READ_AS in err.splitlines()) == bool(changes)
+        before.add(held_out["before"])
+    assert len(before) == 1
+
+
+def test_the_alignment_of_the_source_clips_is_told_when_it_leaves_actions_out(run: Path, tmp_path: Path) -> None:
+    """Of a model that was trained on impulses, where the source clips have more."""
+    settings = [f"data.embed_dim={DIM}", "data.val_split=0.5", "training.epochs=1"]
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, *settings]
+    (tmp_path / "clips").symlink_to(run.parents[2] / "clips")
+    assert hope([*command, "--data-dir", "clips"], tmp_path).code == 0
+    beside = run.parents[2]
+    given = ["--data-dir", str(beside / "stream"), "--source-data-dir", str(beside / "copy")]
+    _, err = forgetting(only_run(tmp_path), *given, "data.action_alignment=per_timestep")
+    assert "warning: 4 of the first 4 source clips have non-zero actions outside row 1" in err
+    assert "of the first 8 clips have non-zero actions" not in err
+
+
+def test_a_clip_that_the_stream_reads_in_another_feature_map_is_in_the_stream(run: Path) -> None:
+    for maps in (run.parents[2] / "clips").glob("clip_*/feature_maps"):
+        np.save(maps / "other.npy", 2 * np.load(maps / "vjepa2_vitl16.npy"))
+    found, err = forgetting(run, "data.feature_map=other", "evaluation.clips=all")
+    assert found is None
+    assert "forgetting is not measured: all held-out clips are in the stream" in err
