@@ -15,6 +15,9 @@ def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
     """Say so when a folder holds results that are about to be written again."""
     if os.path.isfile(folder / "results.json"):  # not errors.is_file: what cannot be looked at is no error yet
         say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
+    for kind in ("eval", "tta"):  # of weights that this command adapts anew
+        if os.path.isdir(folder / kind):
+            say(f"note: {folder / kind} stays: results of the adapted weights that were here before")
 
 
 def results_folder(trained: Trained, kind: str, name: str) -> Path:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hopecli.engine.tta_results import TtaResults
     from hopecli.engine.tta_summary import StreamFacts
 
+ADAPTED = "adapted.safetensors"
+
 
 def report(trained: Trained, job: TtaJob, record: StreamRecord, facts: StreamFacts, *, json: bool) -> None:
     """The files, and the table (or JSON) on stdout, also when a file cannot be written; StoppedError after a signal."""
@@ -55,7 +57,10 @@ def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: Tt
         write_json(folder / "results.json", to_tree(results))
         write_csv(folder / "per_clip.csv", [csv_row(row) for row in record.rows])
         plot_stream(results, folder / "stream.png")
-    if job.settings.adaptation.adapt != "none":
+    if job.settings.adaptation.adapt == "none":  # weights of an earlier stream are not of these results
+        with written(folder / ADAPTED):
+            (folder / ADAPTED).unlink(missing_ok=True)
+    else:
         reset = job.settings.adaptation.reset_per_clip
         earlier = trained.checkpoint.info.get("tta", {}).get("fingerprints", [])  # of weights adapted once before
         learned = set() if reset else {facts.fingerprints[row.clip] for row in record.rows}
@@ -68,4 +73,4 @@ def write_files(trained: Trained, job: TtaJob, record: StreamRecord, results: Tt
             "weights": "the checkpoint's, to which each clip resets them" if reset else "after the last clip",
         }
         info = {**trained.checkpoint.info, "tta": tta}
-        write_weights(folder / "adapted.safetensors", job.model.state_dict(), trained.checkpoint.settings, info)
+        write_weights(folder / ADAPTED, job.model.state_dict(), trained.checkpoint.settings, info)

@@ -154,3 +154,16 @@ def test_a_clip_that_cannot_be_read_ends_the_stream_or_is_left_out(run: Path, tm
     assert results["loss_online"] == without["loss_online"]
     one, two = (load_file(run / f"tta/{name}/adapted.safetensors") for name in ("with", "without"))
     assert all(np.array_equal(one[key].numpy(), two[key].numpy()) for key in one)
+
+
+def test_replaced_results_leave_no_weights_of_other_settings(run: Path) -> None:
+    """adapted.safetensors is of the results beside it, and evaluations of earlier weights are named."""
+    folder, stream = run / "tta/again", ["--data-dir", "ice", *FAST, "--name", "again"]
+    result(run, "tta", run, *stream)
+    result(run, "eval", folder / "adapted.safetensors", "--data-dir", "walls", "--name", "walls")
+    outcome = hope(["tta", "--ckpt", str(run), "--device", "cpu", *stream, "adaptation.adapt=none"], run.parents[2])
+    assert outcome.code == 0, outcome.err
+    said = f"note: {folder / 'eval'} stays: results of the adapted weights that were here before"
+    assert said in outcome.err.splitlines()
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["protocol"]["adapt"] == "none"
+    assert sorted(path.name for path in folder.iterdir()) == ["eval", "per_clip.csv", "results.json", "stream.png"]
