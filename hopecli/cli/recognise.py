@@ -18,8 +18,8 @@ COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
 def compare_inputs(
     store: ClipStore, names: Sequence[str], expected: object, say: Callable[[str], None], clips: str = "clips"
 ) -> None:
-    """Warn when the `clips` (as the lines call them) have no states for a model that was trained with them (`expected`: whether it was, None when
-    that is not known) or the other way round, and when the alignment leaves actions out."""
+    """Warn when the `clips` (as the lines call them) have no states for a model that was trained with them (`expected`:
+    whether it was, None when that is not known) or the other way round, and when the alignment leaves actions out."""
     found, of = store.sampled_states(names)
     if expected is True and found < of:
         say(f"warning: {of - found} of the first {of} {clips} lack the states.npy it was trained with: zeros stand in")

@@ -170,7 +170,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     from hopecli.engine.saved_weights import find_weights
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
-    from hopecli.report.console import say
+    from hopecli.report.console import counted, say
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
@@ -206,6 +206,10 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         load_into(model, checkpoint)
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
+        processes = checkpoint.info.get("processes", runtime.world)  # absent in a run of an earlier version
+        if processes != runtime.world and runtime.is_main:
+            before_and_now = f"{counted(processes, 'process', 'processes')}, now on {runtime.world}"
+            say(f"note: the run was on {before_and_now}: it goes on, but not bit for bit as it would have")
         skipped = found.lost
         unreadable = set(before.unreadable)
     name = request.resolved.name

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 AS_TRAINED = ("feature_map", "action_alignment", "action_reduce")  # of the source clips, whatever the stream's are
 AS_NOW = ("num_timesteps", "on_short", "on_error", "max_skipped", "workers")
 
+
 @dataclass(frozen=True)
 class Source:
     """Clips of the training domain whose loss shows forgetting."""

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from hopecli.errors import DeviceError, HopeError
 from hopecli.hardware import DeviceChoice
@@ -61,6 +61,13 @@ class Runtime:
         return self.accelerator.is_main_process
 
     @property
+    def command(self) -> str:
+        """How a command is started on as many processes as there are now."""
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(self.world))
+        nodes = "" if here == str(self.world) else f" --nnodes {self.world // int(here)}"
+        return "hope" if self.world == 1 else f"torchrun{nodes} --nproc_per_node {here} -m hopecli.cli.main"
+
+    @property
     def pin_memory(self) -> bool:
         """Whether host batches should be page-locked."""
         return self.device.type == "cuda"
@@ -74,6 +81,10 @@ class Runtime:
     def no_sync(self, module: torch.nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Skip the gradient exchange between processes for all but the last micro-batch."""
         return nullcontext() if last else self.accelerator.no_sync(module)
+
+    def allow_idle_parameters(self) -> None:
+        """Let a step of what is prepared next give some parameters no gradient: processes would wait for it."""
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise sum over processes."""
@@ -190,6 +201,8 @@ def start(choice: DeviceChoice) -> Runtime:
             fix="unset ACCELERATE_* variables or use --device auto",
         )
     no_tf32()
+    # Of a depthwise convolution, whose gradient differs in the stride of an axis of size 1.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     apart = announced > 1 and choice.device != "cpu"
     return Runtime(accelerator, choice, dist.new_group(backend="gloo", timeout=PATIENCE) if apart else None)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from hopecli.engine.results import TrainSummary
+import time
+
+from hopecli.engine.results import TrainSummary, ValidationRecord
 from hopecli.engine.signals import stop_on_signal
 from hopecli.engine.train_job import TrainJob
 from hopecli.engine.train_run import TrainRun
 from hopecli.engine.train_step import initial_phase, seed_step, train_step
+from hopecli.models.build import count_parameters
 from hopecli.objectives.schedules import phase_at
 
 
@@ -38,15 +41,12 @@ def train(job: TrainJob) -> TrainSummary:
                 job.sink.tick(run.step)
                 if run.step % s.logging.log_every == 0 or run.step == first:  # the first tells how long all will take
                     run.log()
-                    if run.step % job.steps_per_epoch and job.runtime.any(run.save_is_due()):
-                        run.save(epoch, keep=False, validation=None)
-                        run.meter.restart_clock()
                 if s.logging.diagnostics_every and run.step % s.logging.diagnostics_every == 0:
                     run.log()  # first what came first: W&B drops records older than its newest
                     run.diagnose(batch.micro_batches[0])
                     run.meter.restart_clock()
                 if run.step % job.steps_per_epoch:
-                    run.stop_if_asked(stop, epoch)
+                    run.save_within_epoch(stop, epoch)
             run.log()
             validation = run.validate(epoch, stop) if job.validates_after(epoch) else None
             run.save(epoch, keep=job.keeps(epoch), validation=validation)
@@ -58,4 +58,27 @@ def train(job: TrainJob) -> TrainSummary:
             validation = run.validate(0, stop)
             run.save(s.training.epochs - 1, keep=False, validation=validation)
             job.runtime.barrier()
-    return run.summary(validation)
+    return summary(run, validation)
+
+
+def summary(run: TrainRun, validation: ValidationRecord | None) -> TrainSummary:
+    """What the run came to."""
+    job, m = run.job, run.meter
+    return TrainSummary(
+        run_dir=str(job.run_dir),
+        preset=job.preset,
+        model=job.settings.model.kind,
+        parameters=count_parameters(job.model),
+        device=job.runtime.choice.device,
+        precision=job.runtime.choice.precision,
+        steps=run.step,
+        epochs=job.settings.training.epochs,
+        train_clips=len(set(job.split.train) - set(job.skipped)),
+        held_out_clips=len(set(job.split.held_out) - set(job.skipped)),
+        seconds=time.perf_counter() - run.started,
+        clips_per_second=m.clips / m.seconds if m.seconds > 0 else None,
+        loss=m.last_loss,
+        validation=validation,
+        skipped_clips=len(job.split.skipped) + len(job.skipped),
+        seed=job.settings.training.seed,
+    )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from hopecli.config.explain import to_tree
 from hopecli.data.clip import ClipBatch
@@ -15,15 +15,15 @@ from hopecli.data.loader import EpochBatches, load_batches, stand_in
 from hopecli.data.split import count_defects
 from hopecli.engine.checkpoint import OTHER_CHECKPOINT, TRAINER, duplicate_checkpoint, remove_old, save_checkpoint
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
+from hopecli.engine.idle_parameters import leaves_parameters_idle
 from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
-from hopecli.engine.results import DiagnosticsRecord, TrainSummary, ValidationRecord
+from hopecli.engine.results import DiagnosticsRecord, ValidationRecord
 from hopecli.engine.signals import StopRequest
 from hopecli.engine.skips import Skips
 from hopecli.engine.train_job import TrainJob
 from hopecli.engine.train_step import StepBatch, TrainingObjective
 from hopecli.errors import CheckpointError, DataError, HopeError, StoppedError
-from hopecli.models.build import count_parameters
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
 from hopecli.objectives.rollout import normalise
@@ -63,6 +63,8 @@ class TrainRun:
         groups = parameter_groups(job.model, s.optimizer, s.model)
         # The fused step applies the loss scaler inside its kernel, after a slow group's gradients were put aside.
         self.raw_optimizer = PeriodicAdamW(groups, s.optimizer, fused=job.runtime.choice.precision != "fp16")
+        if leaves_parameters_idle(s.model, s.objective):
+            job.runtime.allow_idle_parameters()
         self.objective, self.optimizer = accelerator.prepare(
             TrainingObjective(job.model, s.objective), self.raw_optimizer
         )
@@ -224,6 +226,7 @@ class TrainRun:
                     "step": self.step,
                     "epoch": epoch,
                     "split": job.split.hash,
+                    "processes": job.runtime.world,
                     "states": job.store.sampled_states(job.split.train)[0] > 0,
                 },
                 trainer=trainer,
@@ -259,42 +262,30 @@ class TrainRun:
             raise
 
     def _resume(self) -> str:
-        return f"hope train --resume {shlex.quote(str(self.job.run_dir))}"
+        return f"{self.job.runtime.command} train --resume {shlex.quote(str(self.job.run_dir))}"
+
+    def save_within_epoch(self, stop: StopRequest, epoch: int) -> None:
+        """Save when it is due on one of the processes; then raise StoppedError as `stop_if_asked` does."""
+        stopping, due = self.job.runtime.host_sum(bool(stop), self.save_is_due())
+        if stopping:
+            self._stop(stop, epoch)
+        if due:
+            self.log()
+            self.save(epoch, keep=False, validation=None)
+            self.meter.restart_clock()
 
     def stop_if_asked(self, stop: StopRequest, epoch: int) -> None:
         """Save and raise StoppedError, on every process, when a signal has asked one of them to stop."""
         if self.job.runtime.any(bool(stop)):
-            self.log()
-            self.save(epoch, keep=False, validation=None)
-            self.job.runtime.barrier()
-            self.job.runtime.raise_as_one(self.stopped(stop))
+            self._stop(stop, epoch)
+
+    def _stop(self, stop: StopRequest, epoch: int) -> NoReturn:
+        self.log()
+        self.save(epoch, keep=False, validation=None)
+        self.job.runtime.barrier()
+        self.job.runtime.raise_as_one(self.stopped(stop))
 
     def stopped(self, stop: StopRequest) -> StoppedError:
         """What to tell the user after a signal; the checkpoint has been written."""
         what = f"stopped by {stop.signal_name or 'a signal'} after step {self.step} of {self.job.total_steps}"
-        return StoppedError(
-            f"{what}; the checkpoint is saved",
-            fix=f"go on with: {self._resume()}",
-        )
-
-    def summary(self, validation: ValidationRecord | None) -> TrainSummary:
-        """What the run came to."""
-        job, m = self.job, self.meter
-        return TrainSummary(
-            run_dir=str(job.run_dir),
-            preset=job.preset,
-            model=job.settings.model.kind,
-            parameters=count_parameters(job.model),
-            device=job.runtime.choice.device,
-            precision=job.runtime.choice.precision,
-            steps=self.step,
-            epochs=job.settings.training.epochs,
-            train_clips=len(set(job.split.train) - set(job.skipped)),
-            held_out_clips=len(set(job.split.held_out) - set(job.skipped)),
-            seconds=time.perf_counter() - self.started,
-            clips_per_second=m.clips / m.seconds if m.seconds > 0 else None,
-            loss=m.last_loss,
-            validation=validation,
-            skipped_clips=len(job.split.skipped) + len(job.skipped),
-            seed=job.settings.training.seed,
-        )
+        return StoppedError(f"{what}; the checkpoint is saved", fix=f"go on with: {self._resume()}")

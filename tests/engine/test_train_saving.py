@@ -31,13 +31,14 @@ class Watch(Kept):
         self.now += self.seconds[step - 1]
 
 
+@pytest.mark.parametrize("log_every", [1, 100])
 def test_the_last_checkpoint_is_saved_again_after_the_minutes_of_the_settings(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log_every: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(tmp_path, [59.0, 1.0, 59.0, 1.0])
     monkeypatch.setattr("time.perf_counter", lambda: watch.now)
     training = {"save_minutes": 1.0, "save_every": 0}
-    run(clips, tmp_path, kept=watch, data={"batch_size": 1}, training=training, logging={"log_every": 1})
+    run(clips, tmp_path, kept=watch, data={"batch_size": 1}, training=training, logging={"log_every": log_every})
     # Not after 59 s but after 60 s, and not 59 s after that.
     assert watch.saved == [0, 0, 2, 2]
     assert load_checkpoint(str(tmp_path)).info["step"] == 4
