@@ -125,12 +125,22 @@ def _windows(s: Settings) -> Iterator[Problem]:
     frames = s.data.num_timesteps
     e, a = s.evaluation, s.adaptation
     context = e.context_frames if e.context_frames is not None else s.objective.context_frames
-    if (e.context_frames is not None or e.T_rollout is not None) and (e.T_rollout or 1) + context > frames:
+    if e.T_rollout is not None and e.T_rollout + context > frames:
         contexts = ("evaluation.context_frames", "objective.context_frames")
-        yield _window("evaluation.T_rollout", e.T_rollout or 1, context, frames, of=contexts)
-    if (a.T_rollout or 1) + a.context_frames > frames:
-        key = "adaptation.T_rollout"
-        yield _window(key, a.T_rollout or 1, a.context_frames, frames, of=("adaptation.context_frames",))
+        yield _window("evaluation.T_rollout", e.T_rollout, context, frames, of=contexts)
+    elif e.T_rollout is None and e.context_frames is not None and context >= frames:
+        yield _context("evaluation", context, frames)
+    if a.T_rollout is not None and a.T_rollout + a.context_frames > frames:
+        of = ("adaptation.context_frames",)
+        yield _window("adaptation.T_rollout", a.T_rollout, a.context_frames, frames, of=of)
+    elif a.T_rollout is None and a.context_frames >= frames:
+        yield _context("adaptation", a.context_frames, frames)
+
+
+def _context(section: str, context: int, frames: int) -> Problem:
+    """A context that leaves no frame to predict, where the number of predicted ones is not given."""
+    message = f"must be at most data.num_timesteps - 1 = {frames - 1}"
+    return Problem(f"{section}.context_frames", context, message, (f"{section}.T_rollout", "data.num_timesteps"))
 
 
 def _phases(key: str) -> str:

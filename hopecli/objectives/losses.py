@@ -17,7 +17,7 @@ from hopecli.objectives.schedules import ObjectivePhase
 
 
 def distance(prediction: Tensor, target: Tensor, loss_exp: float) -> Tensor:
-    """mean(|p - h|^loss_exp) / loss_exp over all elements, a scalar; loss_exp 1 is L1."""
+    """mean(|p - h|^loss_exp) / loss_exp over all elements, a scalar; loss_exp is at least 1, which is L1."""
     error = (prediction - target).abs()
     return error.mean() if loss_exp == 1.0 else error.pow(loss_exp).mean() / loss_exp
 

@@ -59,8 +59,8 @@ NO_TEACHER, NO_ROLLOUT = "loss_weight_teacher: 0.0", "loss_weight_rollout: 0.0"
         ("quickstart", ["logging.diagnostics_every=5"], "diagnostics_every = 5: only model.kind hope has diagnostics"),
         ("quickstart", ["adaptation.adapt=none+layernorm"], "adaptation.adapt = 'none+layernorm': must be none, or"),
         # No rollout is asked for, so one step at least must fit behind the context.
-        ("quickstart", ["evaluation.context_frames=8"], "evaluation.T_rollout = 1: T_rollout + context_frames = 9"),
-        ("quickstart", ["adaptation.context_frames=8"], "adaptation.T_rollout = 1: T_rollout + context_frames = 9"),
+        ("quickstart", ["evaluation.context_frames=8"], "evaluation.context_frames = 8: must be at most data.num_t"),
+        ("quickstart", ["adaptation.context_frames=8"], "adaptation.context_frames = 8: must be at most data.num_t"),
         (  # the context that evaluation takes from the objective counts
             "quickstart",
             ["objective.context_frames=3", "objective.T_rollout=5", "evaluation.T_rollout=6"],

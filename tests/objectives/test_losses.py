@@ -25,7 +25,7 @@ PHASE = ObjectivePhase(loss_weight_teacher=1.0, loss_weight_rollout=1.0, T_rollo
         (1.0, (1 + 2 + 0 + 3) / 4),
         (2.0, (1 + 4 + 0 + 9) / 4 / 2),
         (3.0, (1 + 8 + 0 + 27) / 4 / 3),
-        (0.5, (1 + 2**0.5 + 0 + 3**0.5) / 4 / 0.5),
+        (1.5, (1 + 2**1.5 + 0 + 3**1.5) / 4 / 1.5),
     ],
 )
 def test_distance(loss_exp: float, expected: float) -> None:

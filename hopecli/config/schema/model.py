@@ -22,7 +22,9 @@ class ViTACSettings(Section):
     num_heads: PositiveInt = Field(16, description="attention heads")
     mlp_ratio: PositiveFloat = Field(4.0, description="MLP hidden width / model width")
     mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP kind")
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="stochastic depth of the last block")
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="stochastic depth of the last block; from 0 in the first"
+    )
     rope: Rope = Field("vjepa2", description="3D RoPE frequency layout: as published, or exact pairs")
     use_extrinsics: bool = Field(False, description="add the extrinsics token")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
