@@ -72,8 +72,10 @@ def score_clips(
                 if loaded.clips is None:
                     continue
                 others = None
-                if donors and len(names) > 1:
-                    others = torch.stack([_donated_actions(store, donors, name) for name in loaded.clips.names])
+                if donors:
+                    given = [_donated_actions(store, donors, name) for name in loaded.clips.names]
+                    donated = [actions for actions in given if actions is not None]
+                    others = torch.stack(donated) if len(donated) == len(given) else None
                 with runtime.autocast():
                     _score_batch(model, loaded.clips.to(runtime.device), others, plan, scores)
     finally:
@@ -117,15 +119,16 @@ def action_donors(names: Sequence[str], seed: int) -> list[str]:
     return donors
 
 
-def _donated_actions(store: ClipStore, donors: dict[str, str], name: str) -> Tensor:
-    """Actions [T-1, A] of the clip's donor, or of the next in the cycle whose actions can be read."""
+def _donated_actions(store: ClipStore, donors: dict[str, str], name: str) -> Tensor | None:
+    """Actions [T-1, A] of the clip's donor, or of the next in the cycle whose actions can be read; None when there is
+    no other clip with actions: its own are no shuffled ones."""
     donor = donors[name]
     while donor != name:
         try:
             return store.read_actions(donor)
         except DataError:
             donor = donors[donor]
-    return store.read_actions(name)
+    return None
 
 
 def _join(scores: ClipScores, names: Sequence[str], runtime: Runtime) -> ClipScores:

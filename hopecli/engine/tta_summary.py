@@ -145,7 +145,7 @@ def _forgetting(record: StreamRecord, label: str | None, samples: int, seed: int
         before=start,
         after=after,
         difference=difference,
-        ratio=None if after is None else after / start,
+        ratio=after / start if after is not None and start > 0 else None,
         trace=record.source,
     )
 

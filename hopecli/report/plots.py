@@ -60,7 +60,7 @@ def plot_error_against_horizon(results: EvalResults, path: Path) -> None:
         high = [m if x.high is None else x.high for x, m in zip(row.l1_per_horizon, means, strict=True)]
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("rollout step (encoded frames)")
-    axes.set_ylabel("L1 in the normalised space")
+    axes.set_ylabel("L1 in the normalised space" if results.normalize_reps else "L1")
     axes.set_title(f"{results.model}: {counted(results.clips, 'clip')}, {results.clips_from}")
     axes.set_xticks(steps)
     axes.set_ylim(bottom=0)

@@ -177,8 +177,9 @@ def tta_tables(r: TtaResults) -> list[Table]:
     if r.forgetting is not None:
         f = r.forgetting
         text = f"{f.before:.4f} before"
-        if f.after is not None and f.difference is not None and f.ratio is not None:
-            text += f", {f.after:.4f} after ({100 * (f.ratio - 1):+.2f} %), difference {spread(f.difference)}"
+        if f.after is not None and f.difference is not None:
+            relative = "" if f.ratio is None else f" ({100 * (f.ratio - 1):+.2f} %)"
+            text += f", {f.after:.4f} after{relative}, difference {spread(f.difference)}"
         lost = f" ({f.left_out} more not readable or not finite)" if f.left_out else ""
         facts["source loss"] = f"{text}; {counted(f.clips, 'clip')}{lost}, {f.source}"
     if len(r.orders) > 1:

@@ -285,3 +285,12 @@ def test_a_clip_with_broken_actions_gives_them_to_no_other_clip(tmp_path: Path) 
     assert list(skipped) == ["clip_00003"]
     assert np.isfinite(scores.array("shuffled_action")).all()
     assert not np.isclose(scores.array("shuffled_action"), scores.array("model")).any()
+
+
+def test_without_another_clip_with_actions_no_row_is_of_shuffled_ones(tmp_path: Path) -> None:
+    write_clips(tmp_path, range(5))
+    for clip in (0, 1, 2, 4):
+        write_clip(tmp_path, clip, actions=np.full((6, 2), np.nan, np.float32))
+    scores = score(tmp_path, 2, {}, max_skipped=0.9)
+    assert scores.names == ["clip_00003"]
+    assert list(scores.l1) == ["model", "copy_last", "zero_action"]

@@ -63,3 +63,13 @@ def test_resamples_are_those_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert summarise_stream(job, record, FACTS).bootstrap_samples == 120
     record.rows = record.rows[:1]
     assert summarise_stream(job, record, FACTS).bootstrap_samples is None
+
+
+def test_a_source_loss_of_zero_has_no_ratio(tmp_path: Path) -> None:
+    """Of clips that do not move, under a model that starts as copy-last."""
+    job = make_job(settings(), noise_clips(2), tmp_path)
+    record = stream(job)
+    record.source_before, record.source_after = [0.0, 0.0], [[0.1, 0.3]]
+    forgetting = summarise_stream(job, record, FACTS).forgetting
+    assert forgetting is not None
+    assert (forgetting.before, forgetting.after, forgetting.ratio) == (0.0, pytest.approx(0.2), None)

@@ -55,6 +55,9 @@ def test_error_against_horizon(figures: list[Any], tmp_path: Path) -> None:
     assert axes.get_xlabel() == "rollout step (encoded frames)"
     assert axes.get_title() == "hope: 17 clips, held out from training"
     assert axes.get_ylim()[0] == 0
+    assert axes.get_ylabel() == "L1 in the normalised space"
+    plots.plot_error_against_horizon(replace(EVAL, normalize_reps=False), tmp_path / "x.png")
+    assert figures[1].axes[0].get_ylabel() == "L1"
 
 
 def test_one_clip_has_no_band(figures: list[Any], tmp_path: Path) -> None:

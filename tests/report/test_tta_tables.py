@@ -136,6 +136,10 @@ def test_forgetting_may_be_a_gain_be_unfinished_or_lack_clips() -> None:
         "0.4000 before, 0.3000 after (-25.00 %), difference -0.1000; "
         "19 clips (2 more not readable or not finite), held-out clips"
     )
+    from_nothing = replace(FORGETTING, before=0.0, after=0.3, difference=Interval(0.3, None, None), ratio=None)
+    assert pairs(tta_tables(replace(TTA, forgetting=from_nothing))[1])["source loss"] == (
+        "0.0000 before, 0.3000 after, difference 0.3000; 19 clips, held-out clips"
+    )
     unfinished = replace(FORGETTING, after=None, difference=None, ratio=None)
     assert pairs(tta_tables(replace(TTA, forgetting=unfinished))[1])["source loss"] == (
         "0.4000 before; 19 clips, held-out clips"
