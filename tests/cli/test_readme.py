@@ -25,10 +25,13 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("preset", ["quickstart", "quickstart_convlstm", "quickstart_hope"])
-def test_python_of_the_readme_rolls_out_as_evaluation_does(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "normalised"),
+    [("quickstart", True), ("quickstart", False), ("quickstart_convlstm", True), ("quickstart_hope", True)],
+)
+def test_python_of_the_readme_rolls_out_as_evaluation_does(preset: str, normalised: bool, tmp_path: Path) -> None:
     train = command(preset) if preset in KINDS else ["train", "--preset", preset, "--device", "cpu", *TINY]
-    assert hope(train, tmp_path).code == 0
+    assert hope([*train, f"objective.normalize_reps={normalised}"], tmp_path).code == 0
     run = only_run(tmp_path)
     code, _ = python_blocks()
     (clips,) = (tmp_path / "cache" / "physics").iterdir()
@@ -36,12 +39,12 @@ def test_python_of_the_readme_rolls_out_as_evaluation_does(preset: str, tmp_path
     settings = load_tree(load_checkpoint(str(run)).settings, name="run", origin="run").settings
     store = ClipStore(clips, settings.data, use_extrinsics=False)
     batch = require_all(collate([store.read(split["held_out"][0])]))
-    h = normalise(batch.features)[0]
+    h = normalise(batch.features.float(), enabled=normalised)[0]
     # The clip's own frame and actions in place of random ones; everything else is as printed.
     for printed, own in (
         ('"RUN"', repr(str(run))),
         ("torch.randn(16, 7, d.action_dim)", "actions.expand(16, -1, -1)"),
-        ("normalise(torch.randn(d.grid**2, d.embed_dim))", "first"),
+        ("normalise(torch.randn(d.grid**2, d.embed_dim), enabled=normalised)", "first"),
         ("    for t in range", "    predictions = []\n    for t in range"),
     ):
         assert printed in code
