@@ -118,7 +118,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
     """Settings of a preset, or of the run to resume (which takes no preset and changes nothing it trains on)."""
     from dataclasses import replace
 
-    from hopecli.config.load import load_preset, load_tree, overridden
+    from hopecli.config.load import DEFAULT, load_preset, load_tree, overridden
     from hopecli.report.console import say
 
     if resume is None:
@@ -135,6 +135,8 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
         resolved = load_preset(preset, overrides)
         asked, kind = overridden(overrides), resolved.settings.model.kind
         check_built_in(resolved.settings, overrides)
+        if all(origin == DEFAULT for key, origin in resolved.origins.items() if key.startswith("model.")):
+            say(f"note: preset {resolved.name} says nothing of a model: the default {kind} of full size is trained")
         idle = [key for key in HOPE_KEYS if key in asked and kind != "hope"]
         if idle:
             say(f"note: a {kind} model does not use {', '.join(idle)}")

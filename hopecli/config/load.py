@@ -119,6 +119,7 @@ def _apply_overrides(tree: Tree, overrides: Sequence[str], origins: Origins) -> 
         key, equals, raw = text.partition("=")
         if not equals or not key.strip():
             problems.append(Problem(text, ABSENT, "overrides are KEY=VALUE, for instance data.batch_size=16"))
+            origins[text] = COMMAND_LINE
             continue
         try:
             pairs.append((key.strip(), parse_yaml(raw, key)))

@@ -115,7 +115,9 @@ def _any_item(key: str) -> str:
 def _source(key: str, origins: Mapping[str, str]) -> str | None:
     """Where the value of a key, or the first value below it, was set."""
     key = _whole(key)
-    found = [origin for known, origin in origins.items() if known == key or known.startswith(f"{key}.")]
+    if key in origins:
+        return origins[key]
+    found = [origin for known, origin in origins.items() if known.startswith(f"{key}.")]
     return found[0] if found else None
 
 

@@ -59,7 +59,7 @@ def numbered_clips(folder: Path) -> list[tuple[int, str]]:
     """(id, name) of every clip folder, ascending; DataError when the folder or its clips are missing."""
     with accessed(folder, kind=DataError):
         if not is_dir(folder):
-            fix = f"give another one with --data-dir or HOPE_DATA_DIR; {EXPECTED_TREE}"
+            fix = f"check the path; {EXPECTED_TREE}"
             raise DataError("no such folder of clips", where=str(folder), fix=fix)
         with os.scandir(folder) as entries:
             matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
@@ -91,8 +91,11 @@ def select_ids(ids: Iterable[int], settings: DataSettings, *, where: str) -> lis
     start, end = settings.clip_start, settings.clip_end
     chosen = [i for i in known if (start is None or i >= start) and (end is None or i < end)]
     if not chosen:
+        bounds = [
+            f"data.{key}={value}" for key, value in (("clip_start", start), ("clip_end", end)) if value is not None
+        ]
         raise DataError(
-            f"no clip has an id in [{start}, {end})",
+            f"no clip has an id within {' '.join(bounds)}",
             where=where,
             value=f"ids {known[0]} to {known[-1]}",
             fix="change data.clip_start or data.clip_end",

@@ -48,7 +48,7 @@ def _precision(settings: Settings, e: Evidence) -> tuple[list[str], list[str]]:
         ]
     if best is not None:
         return [], [
-            f"{e.precision}: {best} multiplies faster, but the model's pass gains only {e.faster[best]:.2f} times"
+            f"{e.precision}: {best} multiplies faster, but the model's pass is only {e.faster[best]:.2f} times as fast"
         ]
     if len(e.rates) > 1:
         return [], [f"{e.precision}: no other precision multiplies clearly faster here"]

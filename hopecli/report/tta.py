@@ -17,6 +17,8 @@ from hopecli.report.plots import new_figure, own_settings, save_figure
 from hopecli.report.tables import number, pairs_table, plain_table, spread
 from hopecli.report.wandb_sink import WandbSink
 
+SHOWN_STEPS = 8  # losses of the per-step curve in the table
+
 
 class ConsoleStream:
     """Shows a stream on stderr: a bar on a terminal, a line every `every` clips elsewhere."""
@@ -168,7 +170,9 @@ def tta_tables(r: TtaResults) -> list[Table]:
         "steps": f"{r.steps_done} done, {r.steps_skipped} skipped",
     }
     if r.per_step:
-        facts["loss before each update"] = "  ".join(number(loss) for loss in r.per_step[:8])
+        more = len(r.per_step) - SHOWN_STEPS
+        shown = "  ".join(number(loss) for loss in r.per_step[:SHOWN_STEPS])
+        facts["loss before each update"] = shown + (f"  ({more} more in results.json)" if more > 0 else "")
         facts["gradient norm"] = f"{number(r.grad_norm)}, {number(r.grad_norm_clipped)} after clipping"
         facts["drift"] = None if r.drift is None else f"{r.drift:.3e}"
     if r.bytes_adapted is not None and r.bytes_frozen is not None:

@@ -12,6 +12,8 @@ from typing import Any
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
 from hopecli.errors import AbortedError, SettingsError
 
+_MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # of WANDB_MODE; online needs a key
+
 
 def has_key() -> bool:
     """Whether W&B could log in without asking: WANDB_API_KEY or an entry in the user's netrc."""
@@ -25,7 +27,7 @@ def has_key() -> bool:
 
 
 def resolve_mode(asked: str) -> tuple[str, str]:
-    """The mode to use (online, offline, disabled) and one line that says why.
+    """The mode to use (online, offline, disabled) and one line that says why; auto follows W&B's own WANDB_MODE.
 
     Raises SettingsError for online without a key: W&B would otherwise stop and ask, or raise.
     """
@@ -34,6 +36,9 @@ def resolve_mode(asked: str) -> tuple[str, str]:
         raise SettingsError("there is no W&B key", where="--wandb", value=asked, fix=fix)
     if asked != "auto":
         return asked, f"W&B: {asked}"
+    wanted = os.environ.get("WANDB_MODE", "").strip().lower()
+    if wanted in _MODES:
+        return _MODES[wanted], f"W&B: {_MODES[wanted]} (WANDB_MODE={wanted})"
     if has_key():
         return "online", "W&B: online (a key was found)"
     return "disabled", "W&B: off (no WANDB_API_KEY; metrics.jsonl is the record)"

@@ -221,3 +221,12 @@ def test_intervals_over_few_clips_are_no_95_percent_intervals(tmp_path: Path) ->
             assert re.search(r"note: \d+ clips? ", ran([*scored, folder], tmp_path).err) is None
     source = "note: 2 source clips are few for 95 % intervals: about 50 % of such intervals hold the true mean"
     assert source in ran(["tta", "--ckpt", "last", "--device", "cpu", "--data-dir", "enough"], tmp_path).err
+
+
+@pytest.mark.parametrize(("preset", "overrides"), [("quickstart_tta", []), ("quickstart", ["model={kind: copy_last}"])])
+def test_a_model_that_nobody_named_is_said(preset: str, overrides: list[str], tmp_path: Path) -> None:
+    """Of a preset for adaptation or evaluation, which trains nothing of its own."""
+    outcome = hope(["train", "--preset", preset, "--print-config", *overrides], tmp_path)
+    assert outcome.code == 0, outcome.err
+    note = f"note: preset {preset} says nothing of a model: the default vit_ac of full size is trained"
+    assert (note in outcome.err.splitlines()) == (preset == "quickstart_tta")

@@ -69,6 +69,7 @@ def preset_file(folder: Path, name: str, text: str) -> str:
         ("training.epochs=1" + 18 * "0", ("training.epochs = 1" + 18 * "0", "less than or equal to 1000000000")),
         ("data.batch_size.x=3", ("data.batch_size.x = 3", "not a section")),
         ("data.batch_size", ("data.batch_size", "KEY=VALUE")),
+        ("data", ("data: overrides are KEY=VALUE",)),
         ("optimizer.lr=", ("optimizer.lr = null: ", "number")),
         ("model=null", ("model = null: must be a section of keys with a kind: vit_ac, convlstm, copy_last, hope",)),
         ("model=[]", ("model = []: must be a section of keys with a kind: vit_ac,",)),

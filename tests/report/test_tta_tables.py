@@ -127,7 +127,9 @@ def test_facts_without_updates_memory_or_source() -> None:
 
 def test_the_losses_before_the_first_eight_updates() -> None:
     many = replace(TTA, per_step=[step / 10 for step in range(12)])
-    assert pairs(tta_tables(many)[1])["loss before each update"].split() == [f"0.{step}000" for step in range(8)]
+    eight = "  ".join(f"0.{step}000" for step in range(8))
+    assert pairs(tta_tables(many)[1])["loss before each update"] == f"{eight}  (4 more in results.json)"
+    assert pairs(tta_tables(replace(many, per_step=many.per_step[:8]))[1])["loss before each update"] == eight
 
 
 def test_forgetting_may_be_a_gain_be_unfinished_or_lack_clips() -> None:

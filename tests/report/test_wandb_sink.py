@@ -31,6 +31,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home without a key."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
@@ -59,6 +60,19 @@ def test_with_a_key_auto_is_online(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert resolve_mode("auto") == ("online", "W&B: online (a key was found)")
     assert resolve_mode("online") == ("online", "W&B: online")
     assert resolve_mode("offline")[0] == "offline"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mode"),
+    [("offline", "offline"), ("Dryrun", "offline"), ("disabled", "disabled"), ("online", "online"), ("", "online")],
+)
+def test_auto_follows_wandb_mode(home: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, mode: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setenv("WANDB_MODE", wanted)
+    found, why = resolve_mode("auto")
+    assert found == mode
+    assert (f"(WANDB_MODE={wanted.lower()})" in why) == (mode != "online")
+    assert resolve_mode("online")[0] == "online"  # what the command asks for wins
 
 
 @pytest.mark.parametrize(("host", "mode"), [("api.wandb.ai", "online"), ("example.org", "disabled")])
