@@ -32,6 +32,7 @@ def dry_run_report(resolved: Resolved, runtime: Runtime, *, json: bool) -> None:
 def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     """Build the model, read (or draw) one batch and pass it once."""
     from hopecli.engine.dry_run import forward_backward, static_bytes
+    from hopecli.engine.model_notes import still_levels_note
     from hopecli.engine.results import DryRun
     from hopecli.engine.train_job import steps_per_epoch
     from hopecli.models.build import build_model, count_parameters
@@ -44,6 +45,9 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     wanted = min(micro, CPU_CLIPS) if runtime.device.type == "cpu" else micro
     batch, train_clips, held_out, source = _batch(s, wanted, say if runtime.is_main else lambda text: None)
     steps = None if train_clips is None else steps_per_epoch(s, train_clips, runtime.world)
+    still = None if steps is None else still_levels_note(s.model, steps * s.training.epochs)
+    if still is not None and runtime.is_main:
+        say(still)
     if runtime.is_main:
         say(f"{count_parameters(model):,} parameters built; one forward and backward pass, batch {len(batch)}")
     measured = forward_backward(model, s, batch, runtime)

@@ -95,7 +95,7 @@ def train_command(
     settings = request.resolved.settings
     runtime = start_runtime(settings.training.device, settings.training.precision)
     require_right_numbers(settings.model.kind, runtime, learning=True)
-    note_long_sums(settings, runtime)
+    say_notes(settings, runtime)
     if dry_run:
         from hopecli.cli.dry_run import dry_run_report
 
@@ -105,13 +105,15 @@ def train_command(
         report(run(build(request, runtime, lock)), runtime, json=json)
 
 
-def note_long_sums(settings: Settings, runtime: Runtime) -> None:
-    """Say it where a device may add up the weight gradients of this run wrongly."""
+def say_notes(settings: Settings, runtime: Runtime) -> None:
+    """Say it where a device may add up the weight gradients of this run wrongly, or heads are too narrow for RoPE."""
     from hopecli.engine.long_sums import long_sums_note
+    from hopecli.engine.model_notes import rope_note
     from hopecli.report.console import say
 
-    if (note := long_sums_note(settings, runtime.choice)) is not None:
-        say(note)
+    for note in (long_sums_note(settings, runtime.choice), rope_note(settings.model)):
+        if note is not None and runtime.is_main:
+            say(note)
 
 
 def resolve_settings(preset: str | None, overrides: list[str], resume: str | None, *, json: bool) -> Request:
@@ -169,6 +171,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     from hopecli.data.readers import readers_note
     from hopecli.data.split import read_split
     from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
+    from hopecli.engine.model_notes import still_levels_note
     from hopecli.engine.saved_weights import find_weights
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
@@ -181,11 +184,12 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     found = runtime.from_main(lambda: find_clips(settings, request.resume))
     store, split = found.store, found.split
     with runtime.raising_as_one():
-        steps_per_epoch(settings, len(split.train), runtime.world)
+        steps = steps_per_epoch(settings, len(split.train), runtime.world) * settings.training.epochs
     d = settings.data
-    note = readers_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
-    if note and runtime.is_main:
-        say(note)
+    readers = readers_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
+    for note in (readers, still_levels_note(settings.model, steps)):
+        if note and runtime.is_main:
+            say(note)
     late = [phase.epoch for phase in settings.objective.curriculum if phase.epoch >= settings.training.epochs]
     if late and runtime.is_main:
         say(f"note: training.epochs={settings.training.epochs} ends before the curriculum's phase of epoch {late[0]}")

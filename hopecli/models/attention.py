@@ -56,7 +56,8 @@ class KeyValue(NamedTuple):
             return KeyValue((*self.keys, k), (*self.values, v))
         buffer, seen = self.buffer, self.tokens
         needed = seen + k.shape[2]
-        if buffer is None or buffer.used != seen or buffer.key.shape[2] < needed:
+        closed = buffer is not None and buffer.key.is_inference() and not torch.is_inference_mode_enabled()
+        if buffer is None or closed or buffer.used != seen or buffer.key.shape[2] < needed:
             buffer = KeyValueBuffer(k, max(2 * needed, USUAL_FRAMES * k.shape[2]))
             for pieces in zip(self.keys, self.values, strict=True):
                 buffer.append(*pieces)

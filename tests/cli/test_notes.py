@@ -230,3 +230,19 @@ def test_a_model_that_nobody_named_is_said(preset: str, overrides: list[str], tm
     assert outcome.code == 0, outcome.err
     note = f"note: preset {preset} says nothing of a model: the default vit_ac of full size is trained"
     assert (note in outcome.err.splitlines()) == (preset == "quickstart_tta")
+
+
+def test_parts_of_a_model_that_do_nothing_are_said(tmp_path: Path) -> None:
+    """Narrow heads by their width, slow levels by the length of the run; by a dry run as by training."""
+    hope_model = ["model={kind: hope, cms_update_periods: [1, 4, 16]}", "model.width=8"]
+    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, *hope_model]  # 8 steps
+    notes = [
+        "note: 3D RoPE turns nothing in heads of 4 channels (model.width / model.num_heads), it needs 6",
+        "note: CMS levels of model.cms_update_periods 16 take no step in a run of 8: they keep their initial weights",
+    ]
+    for more in (["--dry-run"], []):
+        said = ran([*command, *more], tmp_path).err.splitlines()
+        assert [line for line in said if line in notes] == notes
+    wide = ran([*TRAIN[:-2], "data.embed_dim=8"], tmp_path).err
+    assert "RoPE" not in wide
+    assert "CMS" not in wide

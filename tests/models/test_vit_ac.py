@@ -254,6 +254,23 @@ def test_a_memory_is_a_value_without_gradients() -> None:
     torch.testing.assert_close(after, whole[:, 4], rtol=0, atol=1e-12)
 
 
+def test_a_memory_of_inference_mode_goes_on_without_it() -> None:
+    model = ViTAC(embed_dim=6, action_dim=2, grid=2, width=12, depth=1, num_heads=2).eval()
+    frame, action = torch.randn(1, 4, 6), torch.randn(1, 2)
+    with torch.no_grad():
+        memory, expected = model.initial_state(1), []
+        for t in range(3):
+            out, memory = model.step(frame, action, action, None, memory=memory, t=t)
+            expected.append(out)
+    with torch.inference_mode():
+        memory = model.initial_state(1)
+        for t in range(2):
+            _, memory = model.step(frame, action, action, None, memory=memory, t=t)
+    with torch.no_grad():
+        out, _ = model.step(frame, action, action, None, memory=memory, t=2)
+    assert torch.equal(out, expected[2])
+
+
 def test_a_checkpointed_rollout_keeps_each_frame_once() -> None:
     """Not the keys and values of every prefix: T frames, not T^2 / 2."""
     model, data = make(changes={"activation_checkpointing": True}), inputs()

@@ -1,0 +1,33 @@
+"""Sizes of a model, and lengths of a run, with which a part of the model does nothing."""
+
+from __future__ import annotations
+
+from hopecli.config.schema import HopeSettings, ModelSettings, ViTACSettings
+from hopecli.models.rope import part_width
+
+
+def rope_note(model: ModelSettings) -> str | None:
+    """A line for the user where heads are too narrow for 3D RoPE, or for its two layouts to differ; else None."""
+    if not (isinstance(model, ViTACSettings) or (isinstance(model, HopeSettings) and model.use_rope)):
+        return None
+    channels = model.width // model.num_heads
+    heads = f"heads of {channels} channels (model.width / model.num_heads)"
+    if part_width(channels) == 0:
+        lost = ": the model knows no positions" if isinstance(model, ViTACSettings) else ""
+        return f"note: 3D RoPE turns nothing in {heads}, it needs 6{lost}"
+    if model.rope == "exact" and part_width(channels) == 2:
+        return f"note: in {heads} model.rope=exact is the same as vjepa2; they differ from 12 channels on"
+    return None
+
+
+def still_levels_note(model: ModelSettings, total_steps: int) -> str | None:
+    """A line for the user where a run ends before a level of HOPE's continuum memory has taken a step; else None."""
+    if not isinstance(model, HopeSettings):
+        return None
+    still = [period for period in model.cms_update_periods if period > total_steps]
+    if not still:
+        return None
+    return (
+        f"note: CMS levels of model.cms_update_periods {', '.join(map(str, still))} take no step in a run of "
+        f"{total_steps}: they keep their initial weights"
+    )

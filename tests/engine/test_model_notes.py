@@ -1,0 +1,60 @@
+"""Sizes and run lengths with which a part of a model does nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hopecli.config.schema import ConvLSTMSettings, HopeSettings, ViTACSettings
+from hopecli.engine.model_notes import rope_note, still_levels_note
+from hopecli.models.build import build_model
+
+GRID, DIM, ACTIONS = 3, 8, 2
+
+
+def moved(model: ViTACSettings | HopeSettings, other: ViTACSettings | HopeSettings | None = None) -> float:
+    """How much predictions change with the model's layout of RoPE (`other`), or when patches change places."""
+    torch.manual_seed(0)
+    frames = torch.randn(2, 3, GRID * GRID, DIM, dtype=torch.float64)
+    actions = torch.randn(2, 3, ACTIONS, dtype=torch.float64)
+
+    def run(settings: ViTACSettings | HopeSettings, x: torch.Tensor) -> torch.Tensor:
+        built = build_model(settings, grid=GRID, embed_dim=DIM, action_dim=ACTIONS, seed=0).double().eval()
+        with torch.no_grad():
+            return built(x, actions, torch.zeros_like(actions))
+
+    if other is not None:
+        return (run(model, frames) - run(other, frames)).abs().max().item()
+    places = torch.randperm(GRID * GRID)
+    return (run(model, frames[:, :, places]) - run(model, frames)[:, :, places]).abs().max().item()
+
+
+@pytest.mark.parametrize(("channels", "positions", "layouts"), [(5, False, False), (6, True, False), (12, True, True)])
+def test_what_is_said_of_narrow_heads_is_so(channels: int, positions: bool, layouts: bool) -> None:
+    sizes: dict[str, Any] = {"width": 2 * channels, "depth": 2, "num_heads": 2}
+    vit, exact = ViTACSettings(**sizes), ViTACSettings(**sizes, rope="exact")
+    rounding = 1e-12  # float64
+    assert (moved(vit) > rounding) == positions
+    assert (moved(vit, exact) > rounding) == layouts
+    assert ("knows no positions" in (rope_note(vit) or "")) != positions
+    assert ("is the same as vjepa2" in (rope_note(exact) or "")) == (positions and not layouts)
+    assert rope_note(vit) is None or not positions
+
+
+def test_hope_is_told_where_it_uses_rope() -> None:
+    narrow: dict[str, Any] = {"width": 8, "num_heads": 2, "depth": 1}
+    note = "note: 3D RoPE turns nothing in heads of 4 channels (model.width / model.num_heads), it needs 6"
+    assert rope_note(HopeSettings(**narrow)) == note
+    assert moved(HopeSettings(**narrow), HopeSettings(**narrow, use_rope=False)) == 0.0
+    assert rope_note(HopeSettings(**narrow, use_rope=False)) is None
+    assert rope_note(ConvLSTMSettings()) is None
+
+
+def test_levels_that_take_no_step() -> None:
+    hope = HopeSettings(cms_update_periods=(1, 4, 16))
+    assert still_levels_note(hope, 16) is None
+    assert "cms_update_periods 16 take no step in a run of 15" in (still_levels_note(hope, 15) or "")
+    assert "cms_update_periods 4, 16 take no step in a run of 3" in (still_levels_note(hope, 3) or "")
+    assert still_levels_note(ViTACSettings(), 3) is None
