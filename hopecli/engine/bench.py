@@ -172,7 +172,8 @@ def _training(
     activations = None
     if before is not None and peak is not None:
         gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        activations = max(0.0, peak - before - gradients) / clips
+        grown = peak - before - gradients
+        activations = grown / clips if grown > 0 else None  # too little to be told from what the process holds
     more = 0 if first >= VERY_SLOW_SECONDS else 1 if first >= SLOW_SECONDS else REPETITIONS
     times = [first] if first >= SLOW_SECONDS else []
     times += [timed(training, device) for _ in range(more)]
