@@ -55,9 +55,11 @@ def inspect_data_command(
     presets = training_presets()
     surveyed = run(target, presets, sample, deep, feature_map, num_timesteps, pictures=plot is not None)
     survey = surveyed.survey
-    report(survey, json=json)
-    if plot is not None:
-        draw(surveyed, plot)
+    try:
+        if plot is not None:
+            draw(surveyed, plot)
+    finally:  # `| head` closes stdout: the picture is there by then, and without it the survey is
+        report(survey, json=json)
     show_cost(survey)
     if survey.errors or (strict and survey.warnings):
         raise typer.Exit(DATA_EXIT_CODE)
@@ -165,12 +167,15 @@ def fit_preset(name: str, preset: Settings | HopeError, surveyed: Surveyed) -> P
 
     if isinstance(preset, HopeError):
         return PresetFit(name, False, (), str(preset), None, None, None)
-    ids, d = surveyed.usable_ids, preset.data
+    d, g = preset.data, surveyed.survey.geometry
+    needed = d.num_timesteps if g.frames is None else min(d.num_timesteps, g.frames)
+    ids = [number for number, frames in surveyed.frames.items() if frames >= needed]
     problem = unfit(preset, surveyed.survey)
     if problem is not None or len(ids) < 2:
         return PresetFit(name, False, (), problem or "training needs at least 2 usable clips", None, None, None)
     train, held_out = split_ids(ids, d.val_split)
     changes = needed_overrides(preset, surveyed.survey)
+    changes += leaving_out(d, surveyed.survey, short=len(surveyed.frames) - len(ids), usable=len(ids))
     if len(train) < d.batch_size:
         changes.append(override("data.batch_size", len(train)))
     try:
@@ -195,6 +200,9 @@ def unfit(preset: Settings, survey: Survey) -> str | None:
         return "clips of one frame have no transition to learn"
     if preset.use_extrinsics and survey.extrinsics < survey.clips:
         return "it needs extrinsics.npy in every clip"
+    unusable = sum(finding.count for finding in survey.findings if finding.code == "extrinsics_unusable")
+    if preset.use_extrinsics and unusable:
+        return f"it needs extrinsics, and those of {unusable} of {survey.clips} clips cannot be used"
     return None
 
 
@@ -216,13 +224,13 @@ def needed_overrides(preset: Settings, survey: Survey) -> list[str]:
             changes.append(override("objective.T_teacher", g.frames - 1))
         if o.T_rollout > g.frames - o.context_frames:
             changes.append(override("objective.T_rollout", max(1, g.frames - o.context_frames)))
-    return [*changes, *leaving_out(d, survey)]
+    return changes
 
 
-def leaving_out(settings: DataSettings, survey: Survey) -> list[str]:
-    """KEY=VALUE that let training go on without the clips that have defects, as far as they are known."""
-    short = sum(finding.count for finding in survey.findings if finding.code == "too_few_frames")
-    broken = survey.clips - survey.usable - short
+def leaving_out(settings: DataSettings, survey: Survey, *, short: int, usable: int) -> list[str]:
+    """KEY=VALUE that let training go on without the `short` clips and those that have defects, as far as they are
+    known; `usable` clips are neither."""
+    broken = survey.clips - usable - short
     changes = [override("data.on_short", "skip")] if short and settings.on_short != "skip" else []
     if broken and settings.on_error != "skip":
         changes.append(override("data.on_error", "skip"))

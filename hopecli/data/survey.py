@@ -97,10 +97,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """The survey with what is not part of its JSON: ids of usable clips, and material for the picture."""
+    """The survey with what is not part of its JSON: id -> frames T of the clips without a defect but perhaps their
+    length, ascending, and material for the picture."""
 
     survey: Survey
-    usable_ids: tuple[int, ...]
+    frames: dict[int, int]
     pictures: Pictures | None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def survey_folder(
     settings = training_settings(geometry, actions, look.feature_map, num_timesteps, shorten=shorten)
     _collected_earlier(findings, look, actions)
     store = ClipStore(folder, settings, use_extrinsics=False)
-    clean, fingerprints = _check_all(store, unique, look, findings, on_progress)
+    clean, frames, fingerprints = _check_all(store, unique, look, findings, on_progress)
     names = list(clean.values())
     chosen = names if deep or sample >= len(names) else [names[i] for i in _evenly(sample, len(names))]
     content = _read_all(store, chosen, look, findings, NORM_POINTS if pictures else 0, on_progress)
@@ -81,7 +82,8 @@ def survey_folder(
     picture = None
     if pictures:
         picture = _pictures(store, look, content, geometry)
-    usable = tuple(number for number, name in clean.items() if name not in content.unsound)
+    usable = [number for number, name in clean.items() if name not in content.unsound]
+    frames = {number: count for number, count in frames.items() if unique[number] not in content.unsound}
     survey = Survey(
         folder=str(folder),
         feature_map=look.feature_map,
@@ -107,7 +109,7 @@ def survey_folder(
         warnings=sum(finding.severity == "warning" for finding in listing),
         seconds=time.perf_counter() - started,
     )
-    return Surveyed(survey, usable, picture)
+    return Surveyed(survey, frames, picture)
 
 
 def training_settings(
@@ -146,25 +148,33 @@ def _collected_earlier(findings: Findings, look: Look, actions: ActionFacts) -> 
 
 def _check_all(
     store: ClipStore, clips: dict[int, str], look: Look, findings: Findings, on_progress: Progress
-) -> tuple[dict[int, str], Fingerprints]:
-    """Training's check on every clip: the clips without a defect, and fingerprints of all that could be read."""
+) -> tuple[dict[int, str], dict[int, int], Fingerprints]:
+    """Training's check on every clip: the clips without a defect, frames of these and of those that are only too short
+    for the settings, and fingerprints of all that could be read."""
     with_extrinsics = ClipStore(store.folder, store.settings, use_extrinsics=True)
+    of_any_length = ClipStore(
+        store.folder, store.settings.model_copy(update={"num_timesteps": 1}), use_extrinsics=False
+    )
     clean: dict[int, str] = {}
+    frames: dict[int, int] = {}
     fingerprints = Fingerprints()
     for done, (number, name) in enumerate(clips.items(), start=1):
         states = store.paths(name)[2]
         try:
-            store.check(name)
+            count = store.check(name)
             if name in look.bad_actions:
                 store.read_actions(name)  # raises where training would
                 findings.add("not_finite_unused", name, "actions hold NaN or infinite values")
             fingerprints.add(store, name)
         except DataError as problem:
             findings.add_problem(problem, name)
+            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames":
+                with suppress(DataError, OSError):
+                    frames[number] = of_any_length.check(name)
         except OSError as error:
             findings.add("unreadable", name, str(error))
         else:
-            clean[number] = name
+            clean[number], frames[number] = name, count
             if look.states and not exists(states):
                 findings.add("missing_states", name, "states.npy is missing")
             if look.extrinsics:
@@ -174,7 +184,7 @@ def _check_all(
                     code = "missing_extrinsics" if problem.code == "missing_extrinsics" else "extrinsics_unusable"
                     findings.add(code, name, problem.what)
         on_progress("checking clips", done, len(clips))
-    return clean, fingerprints
+    return clean, frames, fingerprints
 
 
 @dataclass

@@ -25,7 +25,7 @@ def test_a_clip_that_cannot_be_read_is_a_finding(file: Any, tmp_path: Path, monk
     assert (finding.code, finding.count, finding.clips) == ("unreadable", 2, ("clip_00002", "clip_00004"))
     assert finding.example == "cannot be read: Input/output error"
     assert (found.survey.clips, found.survey.usable, found.survey.content_read) == (6, 4, 4)
-    assert found.usable_ids == (0, 1, 3, 5)
+    assert list(found.frames) == [0, 1, 3, 5]
 
 
 @pytest.mark.parametrize("file", [feature_file, action_file])
@@ -40,7 +40,7 @@ def test_a_clip_that_fails_when_it_is_compared(file: Any, tmp_path: Path, monkey
     found = look(tmp_path)
     named = {f.code: f.clips for f in found.survey.findings}
     assert named == {"unreadable": ("clip_00000",), "duplicate": ("clip_00008",)}
-    assert found.usable_ids == (1, 2, 7, 8)
+    assert list(found.frames) == [1, 2, 7, 8]
 
 
 def test_a_clip_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,4 +54,4 @@ def test_a_clip_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     fail_reading(monkeypatch, feature_file(tmp_path, "clip_00000"), after=1)
     found = look(tmp_path)
     assert {f.code: f.clips for f in found.survey.findings} == {"not_finite": ("clip_00000", "clip_00007")}
-    assert found.usable_ids == (1, 2)
+    assert list(found.frames) == [1, 2]
