@@ -205,6 +205,14 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     with_states = trained.checkpoint.info.get("states")  # absent in weights of an earlier version
     readings = readings_of(store, trained.trained_under.data)
     held_out, left_out = ([], {}) if split is None else held_out_here(readings, split, adapted_on)
+    reasons = ", ".join(dict.fromkeys(left_out.values()))
+    if which == "held_out" and not held_out and left_out:
+        raise SettingsError(
+            f"none of the {len(left_out)} held-out clips is left: {reasons}",
+            where="evaluation.clips",
+            value=which,
+            fix="give other clips with --data-dir, or use evaluation.clips=all",
+        )
     if which == "held_out" and not held_out:
         raise SettingsError(
             "the held-out clips of the training run are not in this folder",
@@ -221,6 +229,8 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
         part = "" if (d.clip_start, d.clip_end) == (then.clip_start, then.clip_end) else _ids(d)
         names = list(usable.values())
         return ChosenClips(store, names, "held out from training", f"held_out{part}", 0, skipped, left_out)
+    if which == "auto" and left_out:
+        say(f"note: none of the {len(left_out)} held-out clips is left ({reasons}): all clips of the folder are taken")
     usable, skipped = usable_clips(store)
     names = list(usable.values())
     compare_inputs(store, names, with_states, say)

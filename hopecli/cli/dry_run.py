@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hopecli.config.load import Resolved
     from hopecli.config.schema import Settings
     from hopecli.data.clip import ClipBatch
+    from hopecli.data.store import ClipStore, Sample
     from hopecli.engine.results import DryRun
     from hopecli.engine.runtime import Runtime
 
@@ -104,5 +105,24 @@ def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBat
     for name, reason in split.skipped.items():
         say(f"{name} would be skipped: {reason}")
     warn_of_inputs(store, split.train, say)
-    batch = require_all(collate([store.read(name) for name in split.train[:clips]]))
+    batch = require_all(collate(_first_readable(store, split.train, clips, say)))
     return batch, len(split.train), len(split.held_out), str(store.folder)
+
+
+def _first_readable(store: ClipStore, names: Sequence[str], clips: int, say: Callable[[str], None]) -> list[Sample]:
+    """The first `clips` clips; with data.on_error=skip those that can be read, the others are said."""
+    from hopecli.errors import DataError
+
+    found: list[Sample] = []
+    for name in names:
+        if len(found) == clips:
+            break
+        try:
+            found.append(store.read(name))
+        except DataError as error:
+            if store.settings.on_error == "error":
+                raise
+            say(f"{name} would be skipped: {error.what}")
+    if not found:
+        raise DataError("none of the clips can be read", where=str(store.folder), value=f"{len(names)} clips")
+    return found

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hopecli.cli.common import JsonOption
+from hopecli.cli.common import JsonOption, expanded
 
 
 def make_clips_command(
-    out: Annotated[Path, typer.Argument(help="New or empty folder for the clips.")],
+    out: Annotated[str, typer.Argument(help="New or empty folder for the clips.")],
     clips: Annotated[int, typer.Option("--clips", help="Number of clips.")] = 64,
     grid: Annotated[int, typer.Option("--grid", help="Patches per side.")] = 16,
     dim: Annotated[int, typer.Option("--dim", help="Feature width.")] = 1024,
@@ -34,7 +33,7 @@ def make_clips_command(
 
     with StageProgress() as progress:
         statistics = make_clips(
-            out,
+            expanded(out, "OUT"),
             clips=clips,
             grid=grid,
             dim=dim,

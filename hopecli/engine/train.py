@@ -23,6 +23,7 @@ def train(job: TrainJob) -> TrainSummary:
     job.sink.begin(first_step=run.first_step, total_steps=job.total_steps, steps_per_epoch=job.steps_per_epoch)
     if run.trainable and run.first_epoch == s.training.epochs:
         job.sink.message(f"all {run.step} steps are done already")
+        run.started = time.perf_counter() - run.recorded
     validation = run.validated
     run.meter.restart_clock()
     first = run.first_step + 1

@@ -36,7 +36,7 @@ class TrainRun:
     def __init__(self, job: TrainJob):
         self.job, s = job, job.settings
         self.step, self.saved, self.saved_at = 0, 0, time.perf_counter()
-        self.started = self.saved_at  # as if all sessions of the run were one
+        self.started, self.recorded = self.saved_at, 0.0  # as if all sessions of the run were one
         self.validated: ValidationRecord | None = None
         accelerator = job.runtime.accelerator
         self.meter = Meter(job.runtime)
@@ -81,7 +81,8 @@ class TrainRun:
             raise CheckpointError(what, where=str(self.job.run_dir), fix=OTHER_CHECKPOINT) from error
         self.step = self.saved = state["step"]
         self.meter.last_loss = state.get("loss")  # absent in a run of an earlier version, as the next
-        self.started -= state.get("seconds", 0.0)
+        self.recorded = state.get("seconds", 0.0)
+        self.started -= self.recorded
         self.validated = ValidationRecord(**state["validation"]) if state.get("validation") else None
         scaler = self.job.runtime.accelerator.scaler
         if scaler is not None and state.get("scaler"):

@@ -158,6 +158,8 @@ def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
     what, value = f"another {key}", f"{asked.get(key)}, it had {saved.get(key)}"[:300]
     if key.startswith("clips") and state.get("clips"):
         what, value = "other clips", _changed_clip(state["clips"], job)
+    elif key == "checkpoint":
+        what, value = "another checkpoint, or the one of then was replaced (by a run that trains on)", None
     elif key.startswith("source"):
         what, value = "other source clips, or one of them has changed or cannot be read", None
     raise CheckpointError(

@@ -170,7 +170,7 @@ def eval_tables(results: EvalResults) -> list[Table]:
         gap = f"{abs(share):.1f} % {'better' if share < 0 else 'worse'}"
         facts["action sensitivity"] = f"{spread(results.action_sensitivity)}, shuffled actions are {gap}"
     if results.overlap_with_training:
-        facts["WARNING"] = f"{results.overlap_with_training} of these clips were trained on"
+        facts["WARNING"] = f"{results.overlap_with_training} of these clips were seen in training or adaptation"
     if results.skipped_clips:
         facts["clips left out"] = f"{len(results.skipped_clips)} (results.json says why)"
     if results.step is not None:

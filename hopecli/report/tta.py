@@ -195,7 +195,7 @@ def tta_tables(r: TtaResults) -> list[Table]:
     if r.skipped_clips:
         facts["clips left out"] = len(r.skipped_clips)
     if r.overlap_with_training:
-        facts["WARNING"] = f"{r.overlap_with_training} of these clips were trained on"
+        facts["WARNING"] = f"{r.overlap_with_training} of these clips were seen in training or adaptation"
     return [losses, pairs_table("", facts)]
 
 

@@ -91,3 +91,15 @@ def test_the_clips_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> Non
         features.append([file.read_bytes() for file in sorted((tmp_path / threads).glob("*/feature_maps/*.npy"))])
     assert len(features[0]) == 6
     assert features[0] == features[1]
+
+
+def test_a_home_folder_and_no_folder(tmp_path: Path) -> None:
+    """As every other command takes a path that a shell has not put in full."""
+    small = ["--clips", "2", "--grid", "2", "--dim", "8"]
+    outcome = hope(["make-clips", "~/made", *small], tmp_path)  # HOME is this folder
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "made" / "clip_00001").is_dir()
+    assert not (tmp_path / "~").exists()
+    refused = hope(["make-clips", "", *small], tmp_path)
+    assert refused.code == 2
+    assert "OUT: is empty" in one_line(refused)

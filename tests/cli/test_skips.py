@@ -96,6 +96,23 @@ def test_a_held_out_clip_skipped_in_training_is_not_asked_for_again(tmp_path: Pa
     assert "NaN" in results["skipped_clips"]["clip_00007"]
 
 
+def test_a_dry_run_leaves_out_what_training_would(tmp_path: Path) -> None:
+    clips_with(tmp_path, {0: np.nan, 1: np.nan})
+    command = [*QUICK, "--dry-run", "--data-dir", "clips", "data.batch_size=2"]
+    refused = hope(command, tmp_path)
+    assert refused.code == 3
+    assert "clip_00000: features hold NaN" in one_line(refused)
+    outcome = hope([*command, "data.on_error=skip", "data.max_skipped=0.5", "--json"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    for clip in (0, 1):
+        assert f"clip_{clip:05d} would be skipped: features hold NaN" in outcome.err
+    assert json.loads(outcome.out)["batch"] == 2
+    clips_with(tmp_path, dict.fromkeys(range(8), np.nan))
+    nothing = hope([*command, "data.on_error=skip", "data.max_skipped=0.5"], tmp_path)
+    assert nothing.code == 3
+    assert "none of the clips can be read" in nothing.err
+
+
 def test_two_processes_leave_out_the_same_clips(tmp_path: Path) -> None:
     """One clip per process and step, so that a process without a clip would leave the other waiting."""
     clips_with(tmp_path, {3: np.nan, 6: np.inf})

@@ -66,7 +66,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 @pytest.mark.parametrize(
     ("arguments", "elsewhere", "what"),
     [
-        ([], {"ckpt": "checkpoints/epoch_0001"}, "another checkpoint"),
+        ([], {"ckpt": "checkpoints/epoch_0001"}, "another checkpoint, or the one of then was replaced"),
         (["data.clip_end=2"], {}, "other clips (got 'clip_00002 is missing')"),
         (["data.clip_end=2", "data.on_error=skip"], {}, "other clips (got 'clip_00002 is missing')"),
         ([], {"clips": "others"}, "other clips (got 'clip_00000 has other content')"),

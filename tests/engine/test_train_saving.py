@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hopecli.engine.checkpoint import load_checkpoint, load_trainer
+from hopecli.engine.train import train
 from hopecli.engine.train_run import TrainRun
 from tests.engine.runs import Kept, run, write_random_clips
 
@@ -42,6 +43,21 @@ def test_the_last_checkpoint_is_saved_again_after_the_minutes_of_the_settings(
     # Not after 59 s but after 60 s, and not 59 s after that.
     assert watch.saved == [0, 0, 2, 2]
     assert load_checkpoint(str(tmp_path)).info["step"] == 4
+
+
+def test_a_finished_run_that_is_resumed_took_no_longer(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(tmp_path, [3.0, 4.0])
+    monkeypatch.setattr("time.perf_counter", lambda: watch.now)
+    job = run(clips, tmp_path, kept=watch).job
+    job.resumed = load_trainer(tmp_path / "checkpoints" / "last")
+
+    def begin(**sizes: int) -> None:
+        watch.now += 100.0  # what a start takes
+
+    monkeypatch.setattr(watch, "begin", begin)
+    assert train(job).seconds == 7.0
 
 
 def test_checkpoints_say_how_far_they_went(clips: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_teacher_forced_frames_that_are_not_the_rollouts_are_named(frames: int, 
 
 def test_evaluation_warns_of_clips_trained_on_and_names_the_worst() -> None:
     facts = pairs(eval_tables(replace(EVAL, overlap_with_training=5, worst_clips=["b", "a"]))[-1])
-    assert facts["WARNING"] == "5 of these clips were trained on"
+    assert facts["WARNING"] == "5 of these clips were seen in training or adaptation"
     assert facts["worst clips"] == "b, a"
 
 

@@ -111,7 +111,7 @@ def test_facts_that_are_shown_only_where_there_are_any() -> None:
     assert facts["restarts from the checkpoint"] == "4"
     assert facts["restarts of periodic reset"] == "5"
     assert facts["clips left out"] == "2"
-    assert facts["WARNING"] == "6 of these clips were trained on"
+    assert facts["WARNING"] == "6 of these clips were seen in training or adaptation"
 
 
 def test_facts_without_updates_memory_or_source() -> None:
