@@ -21,7 +21,8 @@ CPU_CLIPS = 2
 
 def dry_run_report(resolved: Resolved, runtime: Runtime, *, json: bool) -> None:
     """Measure and show."""
-    result = measure(resolved, runtime)
+    with runtime.raising_as_one():
+        result = measure(resolved, runtime)
     if not runtime.is_main:
         return
     from hopecli.report.console import show

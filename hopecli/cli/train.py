@@ -90,7 +90,8 @@ def train_command(
         from hopecli.config.explain import to_tree, to_yaml
 
         resolved = request.resolved.settings
-        typer.echo(dumps(to_tree(resolved)) + "\n" if json else to_yaml(resolved), nl=False)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's: once
+            typer.echo(dumps(to_tree(resolved)) + "\n" if json else to_yaml(resolved), nl=False)
         return
     settings = request.resolved.settings
     runtime = start_runtime(settings.training.device, settings.training.precision)
@@ -179,7 +180,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
-    mode, reason = resolve_mode(settings.logging.wandb)
+    with runtime.raising_as_one():
+        mode, reason = resolve_mode(settings.logging.wandb)
     # Once for all processes: each would read every clip, and one that sees another folder would train on other clips.
     found = runtime.from_main(lambda: find_clips(settings, request.resume))
     store, split = found.store, found.split
@@ -209,8 +211,9 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
                 fix="give the original clips with --data-dir",
             )
             runtime.raise_as_one(mistake)
-        load_into(model, checkpoint)
-        resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
+        with runtime.raising_as_one():
+            load_into(model, checkpoint)
+            resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         processes = checkpoint.info.get("processes", runtime.world)  # absent in a run of an earlier version
         if processes != runtime.world and runtime.is_main:

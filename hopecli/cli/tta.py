@@ -157,17 +157,18 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     then = {} if before is None else {n: mark for n, mark in unread_marks(before).items() if n in marks}
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     say_notes(s, request, groups, say)
+    own = identity(trained, request, runtime, chosen, marks | then, source)
     job = TtaJob(
         settings=s,
         runtime=runtime,
         model=model,
         clips=chosen.store,
         names=chosen.names,
-        sink=open_sink(trained, folder, say),
+        sink=open_sink(trained, folder, own, say),
         folder=folder,
         source=None if source is None else (source.store, source.names),
         baselines=request.baselines,
-        identity=identity(trained, request, runtime, chosen, marks | then, source),
+        identity=own,
         resume=request.resume,
         left_out=chosen.skipped,
         marks=marks | then,
@@ -249,8 +250,8 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def open_sink(trained: Trained, folder: Path, say: Callable[[str], None]) -> StreamSink:
-    """The terminal, and the mirror."""
+def open_sink(trained: Trained, folder: Path, own: Mapping[str, Any], say: Callable[[str], None]) -> StreamSink:
+    """The terminal, and the mirror: a run of its own for each stream (by its identity, `own`) under one name."""
     from hopecli.config.explain import to_tree
     from hopecli.report.tta import ConsoleStream, StreamFanout, WandbStream
     from hopecli.report.wandb_sink import WandbSink, resolve_mode
@@ -272,6 +273,7 @@ def open_sink(trained: Trained, folder: Path, say: Callable[[str], None]) -> Str
         config=to_tree(s),
         say=say,
         label=label,
+        mark=_hash(repr(sorted(own.items())).encode())[:8],
         record="per_clip.csv",
     )
     return StreamFanout([console, WandbStream(mirror)])

@@ -67,18 +67,24 @@ class TrainJob:
 def steps_per_epoch(settings: Settings, clips: int, world: int) -> int:
     """Global steps per epoch; SettingsError when the batch does not fit the clips or the processes."""
     batch, parts = settings.data.batch_size, world * settings.training.accumulate
+    most, apart = clips // parts * parts, clips // world * world
     if batch % parts:
         raise SettingsError(
             f"must be a multiple of {world} processes x training.accumulate {settings.training.accumulate}",
             where="data.batch_size",
             value=batch,
-            fix=f"use {max(1, batch // parts) * parts}",
+            fix=f"use {min(most, max(1, batch // parts) * parts)}" if most else _fewer(apart, clips),
         )
     if batch > clips:
         raise SettingsError(
             f"is larger than the {clips} training clips",
             where="data.batch_size",
             value=batch,
-            fix=f"use at most {clips}",
+            fix=f"use at most {most}" if most else _fewer(apart, clips),
         )
     return clips // batch
+
+
+def _fewer(apart: int, clips: int) -> str:
+    """What to do where no batch of the clips can be shared by all micro-batches; apart: what processes can share."""
+    return f"use data.batch_size={apart} training.accumulate=1" if apart else f"use at most {clips} processes"

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
 from hopecli.errors import AbortedError, SettingsError
 
+_NOT_IN_ID = r"[/\\:;,#?%']"
 _MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # of WANDB_MODE; online needs a key
 
 
 def has_key() -> bool:
-    """Whether W&B could log in without asking: WANDB_API_KEY or an entry in the user's netrc."""
+    """Whether W&B could log in without asking: WANDB_API_KEY, or an entry in the user's netrc for its server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        hosts = netrc.netrc().hosts
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, ValueError, netrc.NetrcParseError):
         return False
-    return any("wandb" in host for host in hosts)
+    own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
+    return any(host == own if own else "wandb" in host for host in hosts)
 
 
 def resolve_mode(asked: str) -> tuple[str, str]:
@@ -57,9 +61,11 @@ class WandbSink:
         config: Mapping[str, Any],
         say: Callable[[str], None],
         label: str | None = None,
+        mark: str = "",
         record: str = "metrics.jsonl",
     ):
-        """label: the run's name in W&B, by default its preset and date; record: the file that goes on without W&B."""
+        """label: the run's name in W&B, by default its preset and date; mark: added to its id, where another run may
+        have the same label; record: the file that goes on without W&B."""
         self.say, self.run, self.record = say, None, record
         label = label or f"{run_dir.parent.name}/{run_dir.name}"
         with self._or_off():
@@ -70,7 +76,7 @@ class WandbSink:
                 project=project,
                 entity=entity,
                 dir=str(run_dir),
-                id=label.replace("/", "-").replace(":", "-"),
+                id=re.sub(_NOT_IN_ID, "-", f"{label}/{mark}" if mark else label),
                 name=label,
                 resume="allow",
                 config=dict(config),

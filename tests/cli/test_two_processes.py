@@ -76,6 +76,15 @@ def test_a_mistake_that_each_finds_by_itself_is_said_once(preset: str, tmp_path:
     assert len(errors(outcome)) == 1, outcome.err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--wandb", "online"], ["--dry-run", "data.batch_size=5"]])
+def test_a_mistake_that_both_find_together_is_said_once(arguments: list[str], tmp_path: Path) -> None:
+    clips_with(tmp_path, {})
+    outcome = hope_on_two([*COMMAND, *arguments], tmp_path)
+    assert outcome.code == 1  # torchrun's own
+    assert len(errors(outcome)) == 1, outcome.err
+
+
 def test_a_mistake_that_only_another_process_finds_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hopecli.cli.main.SILENT_SECONDS", 0.01)
     outcome = hope(["train", "--preset", "nope"], tmp_path, LOCAL_RANK="1")

@@ -15,7 +15,7 @@ import pytest
 from hopecli.engine.tta import stream
 from hopecli.report.tta import WandbStream
 from hopecli.report.wandb_sink import WandbSink
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, hope, only_run, small_run
 from tests.engine.streams import make_job, settings, shared_clips
 from tests.report.fake_wandb import FakeWandb
 
@@ -89,3 +89,15 @@ def test_adaptation_over_two_orders(tmp_path: Path, wandb: FakeWandb) -> None:
     assert [(step, values["tta/source"]) for step, values in wandb.run.logged if "tta/source" in values] == [
         (4 * point.order + point.clips, point.loss) for point in record.source
     ]
+
+
+def test_each_stream_under_one_name_is_a_run_of_its_own(tmp_path: Path, wandb: FakeWandb) -> None:
+    """W&B would ignore the steps of a second one; the same stream again has the same numbers."""
+    run = small_run(tmp_path)
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", "--wandb", "offline", "--name", "x"]
+    for lr in ("0.001", "0.01", "0.001"):
+        outcome = hope([*command, f"adaptation.lr={lr}", "adaptation.steps=1"], tmp_path)
+        assert outcome.code == 0, outcome.err
+    ids = [asked["id"] for asked in wandb.asked]
+    assert ids[0] == ids[2] != ids[1]
+    assert {asked["name"] for asked in wandb.asked} == {f"quickstart/{run.name}/tta/x"}

@@ -31,7 +31,8 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home without a key."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
@@ -83,6 +84,18 @@ def test_a_netrc_entry_of_wandb_is_a_key(home: Path, host: str, mode: str) -> No
     assert resolve_mode("auto")[0] == mode
 
 
+def test_a_netrc_entry_is_for_the_server_in_use(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = home / "keys"
+    file.write_text("machine ml.corp.example\n  login user\n  password k\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(file))
+    assert resolve_mode("auto")[0] == "disabled"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://ml.corp.example:8080/path")
+    assert resolve_mode("auto")[0] == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://other.example")
+    assert resolve_mode("auto")[0] == "disabled"
+
+
 def test_a_damaged_netrc_is_no_key(home: Path) -> None:
     file = home / ".netrc"
     file.write_bytes(b"machine api.wandb.ai\n  login user\n  password \xff\n")
@@ -107,6 +120,21 @@ def test_what_is_asked_for(wandb: FakeWandb, mode: str, entity: str | None) -> N
             "settings": {"init_timeout": 60, "silent": True},
         }
     ]
+
+
+def test_ids_hold_what_wandb_takes(wandb: FakeWandb) -> None:
+    WandbSink(
+        mode="offline",
+        project="worlds",
+        entity=None,
+        run_dir=Path("x"),
+        config={},
+        say=print,
+        label="a%b#c/d;e/tta/all_ice",
+        mark="0123abcd",
+    )
+    (asked,) = wandb.asked
+    assert (asked["id"], asked["name"]) == ("a-b-c-d-e-tta-all_ice-0123abcd", "a%b#c/d;e/tta/all_ice")
 
 
 def test_training_is_mirrored_value_for_value(wandb: FakeWandb) -> None:
