@@ -88,8 +88,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     e = s.evaluation
     clips = runtime.from_main(lambda: held_out_or_all(trained, e.clips, say))  # once: all must score the same clips
     folder = results_folder(trained, "eval", name or clips.label)
-    with runtime.raising_as_one():
-        require_writable(folder)
+    runtime.from_main(lambda: require_writable(folder))
     if runtime.is_main:
         announce_replacing(folder, say)
     context = e.context_frames or s.objective.context_frames

@@ -180,8 +180,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
-    with runtime.raising_as_one():
-        mode, reason = resolve_mode(settings.logging.wandb)
+    mode, reason = runtime.from_main(lambda: resolve_mode(settings.logging.wandb))
     # Once for all processes: each would read every clip, and one that sees another folder would train on other clips.
     found = runtime.from_main(lambda: find_clips(settings, request.resume))
     store, split = found.store, found.split
@@ -211,9 +210,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
                 fix="give the original clips with --data-dir",
             )
             runtime.raise_as_one(mistake)
-        with runtime.raising_as_one():
-            load_into(model, checkpoint)
-            resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
+        load_into(model, checkpoint)
+        resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         processes = checkpoint.info.get("processes", runtime.world)  # absent in a run of an earlier version
         if processes != runtime.world and runtime.is_main:
