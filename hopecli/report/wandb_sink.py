@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
 from hopecli.errors import AbortedError, SettingsError
 
-_NOT_IN_ID = r"[/\\:;,#?%']"
+_NOT_IN_ID = r"[/\\:;,#?']"  # as W&B says it
 _MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # of WANDB_MODE; online needs a key
 
 
@@ -24,9 +24,9 @@ def has_key() -> bool:
         return True
     try:
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+        own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
     except (OSError, ValueError, netrc.NetrcParseError):
         return False
-    own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
     return any(host == own if own else "wandb" in host for host in hosts)
 
 

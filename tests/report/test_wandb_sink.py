@@ -92,8 +92,9 @@ def test_a_netrc_entry_is_for_the_server_in_use(home: Path, monkeypatch: pytest.
     assert resolve_mode("auto")[0] == "disabled"
     monkeypatch.setenv("WANDB_BASE_URL", "https://ml.corp.example:8080/path")
     assert resolve_mode("auto")[0] == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://other.example")
-    assert resolve_mode("auto")[0] == "disabled"
+    for other in ("https://other.example", "http://[no-address"):
+        monkeypatch.setenv("WANDB_BASE_URL", other)
+        assert resolve_mode("auto")[0] == "disabled"
 
 
 def test_a_damaged_netrc_is_no_key(home: Path) -> None:
@@ -134,7 +135,7 @@ def test_ids_hold_what_wandb_takes(wandb: FakeWandb) -> None:
         mark="0123abcd",
     )
     (asked,) = wandb.asked
-    assert (asked["id"], asked["name"]) == ("a-b-c-d-e-tta-all_ice-0123abcd", "a%b#c/d;e/tta/all_ice")
+    assert (asked["id"], asked["name"]) == ("a%b-c-d-e-tta-all_ice-0123abcd", "a%b#c/d;e/tta/all_ice")
 
 
 def test_training_is_mirrored_value_for_value(wandb: FakeWandb) -> None:
