@@ -13,6 +13,9 @@ from hopecli.cli.recognise import compare_inputs, readings_of, recognised
 from hopecli.errors import DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hopecli.config.schema import DataSettings
     from hopecli.data.split import Split
     from hopecli.data.store import ClipStore
 
@@ -70,7 +73,8 @@ def find_source(
     trained: Trained, source_data_dir: str | None, chosen: ChosenClips, streamed: set[str], say: Callable[[str], None]
 ) -> Source | None:
     """The clips of --source-data-dir, else those held out from training where they still are; None otherwise. They are
-    read as training reads its clips: data settings of the command are of the stream.
+    read as training reads its clips: data settings of the command are of the stream (whose reading is taken for a
+    folder that does not fit training's).
 
     Left out: clips that are in the stream (by its fingerprints `streamed`), or that the weights were adapted on before,
     and held-out clips of fewer frames than the stream uses. SettingsError when that leaves none of a folder that was
@@ -85,11 +89,8 @@ def find_source(
     seen = streamed | trained.adapted_on
     if source_data_dir is not None:
         folder = expanded(source_data_dir, "--source-data-dir")
-        now = trained.settings.data
-        update = {"source": "folder", "data_dir": str(folder), "clip_start": None, "clip_end": None}
-        settings = trained.trained_under.data.model_copy(update=update | {key: getattr(now, key) for key in AS_NOW})
-        store = ClipStore(folder, settings, use_extrinsics=extrinsics)
-        return _given(trained, store, list(usable_clips(store)[0].values()), seen, say)
+        store, usable = _readable(trained, folder, extrinsics, say)
+        return _given(trained, store, usable, seen, say)
     if chosen.overlap == 0 and chosen.clips_from == "held out from training":
         say("note: the stream is the held-out part itself, so forgetting is not measured (give --source-data-dir)")
         return None
@@ -130,8 +131,46 @@ def find_source(
             "them (give --source-data-dir)"
         )
         return None
-    _say_reading(trained, say)
+    other = _differences(s.data, settings)
+    if other:
+        say(f"note: the source clips are read as in training, with {', '.join(other)}")
     return Source(store, names, f"{label}{_left_out(left_out, say)}")
+
+
+def _readable(
+    trained: Trained, folder: Path, extrinsics: bool, say: Callable[[str], None]
+) -> tuple[ClipStore, list[str]]:
+    """The usable clips of a folder that the user names, read as in training; as the stream where they are laid out so.
+
+    DataError, as reading them as in training gives it, when they are neither.
+    """
+    from hopecli.data.split import usable_clips
+    from hopecli.data.store import ClipStore
+
+    now, then = trained.settings.data, trained.trained_under.data
+    update = {"source": "folder", "data_dir": str(folder), "clip_start": None, "clip_end": None}
+    as_trained = then.model_copy(update=update | {key: getattr(now, key) for key in AS_NOW})
+    store = ClipStore(folder, as_trained, use_extrinsics=extrinsics)
+    other = _differences(now, then)
+    try:
+        usable = usable_clips(store)[0]
+    except DataError as error:
+        if not other:
+            raise
+        as_stream = as_trained.model_copy(update={key: getattr(now, key) for key in AS_TRAINED})
+        store = ClipStore(folder, as_stream, use_extrinsics=extrinsics)
+        try:
+            usable = usable_clips(store)[0]
+        except DataError as again:
+            if str(again) == str(error):
+                raise
+            fix = f"they are read as in training ({', '.join(other)}) or, where they do not fit that, as the stream"
+            raise DataError(error.what, where=error.where, value=error.value, fix=fix) from error
+        say("note: the source clips do not fit what training read: they are read as the stream")
+        return store, list(usable.values())
+    if other:
+        say(f"note: the source clips are read as in training, with {', '.join(other)}")
+    return store, list(usable.values())
 
 
 def _given(
@@ -146,7 +185,6 @@ def _given(
             value=str(store.folder),
             fix="give clips of the training domain that are not, or leave it out",
         )
-    _say_reading(trained, say)
     compare_inputs(store, names, trained.checkpoint.info.get("states"), say, "source clips")
     label = f"{store.folder}{_left_out(left_out, say)}"
     split: Split | None = training_split(trained, say)
@@ -157,11 +195,10 @@ def _given(
     return Source(store, names, label)
 
 
-def _say_reading(trained: Trained, say: Callable[[str], None]) -> None:
-    now, then = trained.settings.data, trained.trained_under.data
-    other = [f"data.{key}={getattr(then, key)}" for key in AS_TRAINED if getattr(now, key) != getattr(then, key)]
-    if other:
-        say(f"note: the source clips are read as in training, with {', '.join(other)}")
+def _differences(now: DataSettings, then: DataSettings) -> list[str]:
+    """KEY=VALUE of training where the stream (`now`) is read otherwise; rows are reduced for per_timestep only."""
+    keys = [key for key in AS_TRAINED if key != "action_reduce" or then.action_alignment == "per_timestep"]
+    return [f"data.{key}={getattr(then, key)}" for key in keys if getattr(now, key) != getattr(then, key)]
 
 
 def _unseen(trained: Trained, store: ClipStore, names: Sequence[str], seen: set[str]) -> tuple[list[str], int]:

@@ -22,10 +22,11 @@ def has_key() -> bool:
     """Whether W&B could log in without asking: WANDB_API_KEY, or an entry in the user's netrc for its server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
+    file = os.environ.get("NETRC")
     try:
-        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
-        own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
-    except (OSError, ValueError, netrc.NetrcParseError):
+        hosts = netrc.netrc(Path(file).expanduser() if file else None).hosts
+        own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc  # with its port, as `wandb login` writes it
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
         return False
     return any(host == own if own else "wandb" in host for host in hosts)
 

@@ -82,3 +82,24 @@ def test_a_clip_that_the_stream_reads_in_another_feature_map_is_in_the_stream(ru
     found, err = forgetting(run, "data.feature_map=other", "evaluation.clips=all")
     assert found is None
     assert "forgetting is not measured: all held-out clips are in the stream" in err
+
+
+def test_source_clips_that_are_laid_out_as_the_stream_are_read_as_it(run: Path, tmp_path: Path) -> None:
+    here = run.parents[2]
+    for given in ("stream", "copy"):
+        shutil.copytree(here / given, tmp_path / given)
+        for file in (tmp_path / given).glob("clip_*/feature_maps/vjepa2_vitl16.npy"):
+            file.rename(file.with_name("renamed.npy"))
+    expected, _ = forgetting(run, "--data-dir", "stream", "--source-data-dir", "copy")
+    stream = ["--data-dir", str(tmp_path / "stream"), "data.feature_map=renamed"]
+    found, err = forgetting(run, *stream, "--source-data-dir", str(tmp_path / "copy"))
+    assert found == expected
+    assert "note: the source clips do not fit what training read: they are read as the stream" in err.splitlines()
+
+    next((tmp_path / "copy").glob("clip_*/feature_maps/renamed.npy")).unlink()
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", *stream, "--source-data-dir", str(tmp_path / "copy")]
+    outcome = hope(command, here)
+    assert outcome.code == 3, outcome.err
+    last = outcome.err.splitlines()[-1]
+    assert "they are read as in training (data.feature_map=vjepa2_vitl16) or" in last.lower()
+    assert "Set data.feature_map" not in last

@@ -86,13 +86,13 @@ def test_a_netrc_entry_of_wandb_is_a_key(home: Path, host: str, mode: str) -> No
 
 def test_a_netrc_entry_is_for_the_server_in_use(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = home / "keys"
-    file.write_text("machine ml.corp.example\n  login user\n  password k\n")
+    file.write_text("machine ml.corp.example:8080\n  login user\n  password k\n")  # `wandb login` keeps the port
     file.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(file))
+    monkeypatch.setenv("NETRC", "~/keys")
     assert resolve_mode("auto")[0] == "disabled"
     monkeypatch.setenv("WANDB_BASE_URL", "https://ml.corp.example:8080/path")
     assert resolve_mode("auto")[0] == "online"
-    for other in ("https://other.example", "http://[no-address"):
+    for other in ("https://other.example", "https://ml.corp.example", "http://[no-address"):
         monkeypatch.setenv("WANDB_BASE_URL", other)
         assert resolve_mode("auto")[0] == "disabled"
 
