@@ -53,7 +53,7 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     if runtime.is_main:
         say(f"{count_parameters(model):,} parameters built; one forward and backward pass, batch {len(batch)}")
     measured = forward_backward(model, s, batch, runtime)
-    per_clip, static = measured.activation_bytes_per_clip, static_bytes(model)
+    per_clip, static = measured.activation_bytes_per_clip, static_bytes(model, s)
     return DryRun(
         preset=resolved.name,
         model=s.model.kind,

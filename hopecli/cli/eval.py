@@ -157,6 +157,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         T_teacher=plan.T_teacher,
         training_seed=trained.trained_under.training.seed,
         read_as=reading(s),
+        clips_with_ratio=summary.clips_with_ratio,
     )
     return Evaluation(results, scores, folder)
 
@@ -172,6 +173,13 @@ def report(evaluation: Evaluation, *, json: bool) -> None:
         few = too_narrow(evaluation.results.clips)
         if few:
             say(few)
+        found = evaluation.results
+        still = found.clips - (found.clips_with_ratio or 0)
+        if still:
+            say(
+                f"note: {still} of {found.clips} clips have a predicted frame that equals the first, hence no error "
+                "relative to copy-first there: the mean of ratios is without them"
+            )
         say(f"results: {evaluation.folder}")
     finally:
         show(evaluation.results, eval_tables, json=json)

@@ -107,12 +107,13 @@ def train_command(
 
 
 def say_notes(settings: Settings, runtime: Runtime) -> None:
-    """Say it where a device may add up the weight gradients of this run wrongly, or heads are too narrow for RoPE."""
+    """Say it where a device may add up the weight gradients of this run wrongly, and what of the model does nothing."""
     from hopecli.engine.long_sums import long_sums_note
-    from hopecli.engine.model_notes import rope_note
+    from hopecli.engine.model_notes import drop_path_note, rope_note
     from hopecli.report.console import say
 
-    for note in (long_sums_note(settings, runtime.choice), rope_note(settings.model)):
+    model = settings.model
+    for note in (long_sums_note(settings, runtime.choice), rope_note(model), drop_path_note(model)):
         if note is not None and runtime.is_main:
             say(note)
 

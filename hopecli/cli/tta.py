@@ -194,6 +194,7 @@ def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Calla
     from hopecli.engine.tta_clip import make_plan
     from hopecli.engine.tta_idle import idle_settings
     from hopecli.engine.tta_job import unscored
+    from hopecli.report.console import counted
 
     a, frames = s.adaptation, s.data.num_timesteps
     plan = make_plan(a, s.objective, frames)
@@ -203,6 +204,12 @@ def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Calla
     idle = idle_settings(request.asked, s, groups, request.baselines)
     if idle:
         say(f"note: without effect: {', '.join(f'{key} ({why})' for key, why in idle.items())}")
+    usual = s.objective.context_frames
+    if a.context_frames != usual and "adaptation.context_frames" not in request.asked:
+        say(
+            f"note: clips are scored from {counted(a.context_frames, 'true frame')} on, which training and by default "
+            f"hope eval do from {usual} (adaptation.context_frames={usual})"
+        )
     if a.reset_per_clip and a.mode == "full_rollout" and a.adapt != "none":
         say(
             "note: each clip is scored before it is learned and then forgotten, so online equals frozen; "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from hopecli.config.mistakes import Problem
-from hopecli.config.schema import ConvLSTMSettings, HopeSettings, Settings, ViTACSettings
+from hopecli.config.schema import ConvLSTMSettings, HopeSettings, ModelSettings, Settings, ViTACSettings
 from hopecli.config.schema.running import ADAPT_GROUPS
 
 
@@ -75,6 +75,7 @@ def _model(s: Settings) -> Iterator[Problem]:
         if m.use_extrinsics and s.data.action_dim < 2:
             message = "extrinsics have action_dim - 1 values, so action_dim >= 2"
             yield Problem("model.use_extrinsics", True, message, of=("data.action_dim",))
+    yield from _hidden_widths(m)
     if isinstance(m, HopeSettings) and len(m.cms_multipliers) != len(m.cms_update_periods):
         yield Problem(
             "model.cms_update_periods",
@@ -87,6 +88,23 @@ def _model(s: Settings) -> Iterator[Problem]:
         yield Problem("logging.diagnostics_every", s.logging.diagnostics_every, message, of=("model.kind",))
     if isinstance(m, ConvLSTMSettings) and m.kernel_size % 2 == 0:
         yield Problem("model.kernel_size", m.kernel_size, "must be odd, so that the grid keeps its size")
+
+
+def _hidden_widths(m: ModelSettings) -> Iterator[Problem]:
+    """A hidden layer has at least one unit; its width is truncated, and SwiGLU cuts it to 2/3."""
+    least = 2 if isinstance(m, ViTACSettings) and m.mlp == "swiglu" else 1
+    if isinstance(m, ViTACSettings):
+        ratios = {"mlp_ratio": [m.mlp_ratio]}
+    elif isinstance(m, HopeSettings):
+        ratios = {"memory_multiplier": [m.memory_multiplier], "cms_multipliers": list(m.cms_multipliers)}
+    else:
+        return
+    for key, values in ratios.items():
+        if any(int(value * m.width) < least for value in values):
+            message = f"leaves a hidden layer without a unit: at least {least} / width = {least} / {m.width}"
+            yield Problem(
+                f"model.{key}", values if key == "cms_multipliers" else values[0], message, of=("model.width",)
+            )
 
 
 def _objective(s: Settings) -> Iterator[Problem]:

@@ -2,8 +2,8 @@
 
 data_dir/clip_00001/feature_maps/vjepa2_vitl16.npy    [T*N, D] or [T, N, D] or [T, gh, gw, D]; float16 or float32
 data_dir/clip_00001/actions_states/actions.npy        [T_original, A]
-data_dir/clip_00001/actions_states/states.npy         optional [T_original, A]
-data_dir/clip_00001/actions_states/extrinsics.npy     optional [T_original or T, A-1]
+data_dir/clip_00001/actions_states/states.npy         optional, as actions or [T or T-1, A]
+data_dir/clip_00001/actions_states/extrinsics.npy     optional, likewise, of width A-1
 """
 
 from __future__ import annotations

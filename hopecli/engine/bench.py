@@ -100,7 +100,7 @@ def bench(
     elif adaptation is not None:
         say("adaptation step")
         measured |= measure_in_turn({"adaptation_step": adaptation}, device, until=started + LAST_START_SECONDS)
-    free, static = free_memory(device), static_bytes(model)
+    free, static = free_memory(device), static_bytes(model, settings)
     largest = tried = None
     if activations and free is not None:
         # The weights are on the device already.

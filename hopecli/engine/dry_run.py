@@ -10,6 +10,7 @@ import torch
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
 from hopecli.engine.memory import peak_memory, reset_peak_memory
+from hopecli.engine.optim import parameter_groups
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.train_step import TrainingObjective, initial_phase
 from hopecli.models.protocol import PredictorModule
@@ -58,6 +59,16 @@ def forward_backward(model: PredictorModule, settings: Settings, clips: ClipBatc
     return Pass(seconds, loss, norm, grown)
 
 
-def static_bytes(model: PredictorModule) -> int:
-    """Weights, and for trainable ones a gradient and two AdamW moments, all in their own dtype."""
-    return sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
+def static_bytes(model: PredictorModule, settings: Settings) -> int:
+    """Weights, and for trainable ones a gradient and two AdamW moments, all in their own dtype; also the gradients that
+    CMS levels have accumulated, beside those of the step that adds to them."""
+    waiting = {
+        id(p)
+        for group in parameter_groups(model, settings.optimizer, settings.model)
+        for p in group.parameters
+        if group.period > 1
+    }
+    return sum(
+        p.numel() * p.element_size() * (1 if not p.requires_grad else 5 if id(p) in waiting else 4)
+        for p in model.parameters()
+    )

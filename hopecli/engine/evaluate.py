@@ -167,6 +167,7 @@ class ScoreSummary:
     action_sensitivity: Interval | None
     action_sensitivity_relative: float | None
     ratio_to_copy_last: float | None
+    clips_with_ratio: int  # clips of which no frame equals the first
     resamples: int | None  # fewer than wanted where there are very many clips; None without intervals
 
 
@@ -186,6 +187,7 @@ def summarise(scores: ClipScores, *, bootstrap_samples: int, seed: int) -> Score
         action_sensitivity=sensitivity,
         action_sensitivity_relative=relative,
         ratio_to_copy_last=float(model / copy_last) if copy_last > 0 else None,
+        clips_with_ratio=sum(min(first) > 0.0 for first in scores.copy_first),
         resamples=None if weights is None else len(weights),
     )
 

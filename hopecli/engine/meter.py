@@ -16,7 +16,7 @@ from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
 
 _SMALLEST_SCALE = 1e-3  # it starts at 65536 and halves with each step skipped; gradients of 1e7 would still fit
-_CALMER = "lower optimizer.lr or optimizer.grad_clip and start again"
+_CALMER = "lower optimizer.lr or set a smaller optimizer.grad_clip and start again"
 
 
 @dataclass

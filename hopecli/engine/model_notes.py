@@ -20,6 +20,13 @@ def rope_note(model: ModelSettings) -> str | None:
     return None
 
 
+def drop_path_note(model: ModelSettings) -> str | None:
+    """A line for the user where stochastic depth is asked of a model whose only block is the first; else None."""
+    if isinstance(model, ViTACSettings) and model.drop_path > 0.0 and model.depth == 1:
+        return "note: model.drop_path does nothing with model.depth=1: it is 0 in the first block"
+    return None
+
+
 def still_levels_note(model: ModelSettings, total_steps: int) -> str | None:
     """A line for the user where a run ends before a level of HOPE's continuum memory has taken a step; else None."""
     if not isinstance(model, HopeSettings):

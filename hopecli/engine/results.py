@@ -84,7 +84,8 @@ class EvalRow:
 
     l1: mean |p - h| in the normalised space. cosine: mean over patches. relative: mean l1 / mean copy-first-frame l1.
     error_to_signal: mean l1 / mean std of the target, in the same space. The same two `_per_clip`: the ratio of each
-    clip and frame by itself, then its mean over the clips that have one (none where nothing moves).
+    clip and frame by itself, then the mean of these; over all horizons of the clips that have one at each (a frame that
+    equals the first has none).
     """
 
     name: str
@@ -108,6 +109,7 @@ class EvalResults:
 
     seed: the evaluation's own, of the shuffled actions and the bootstrap; training_seed: that of the run. T_teacher:
     loss_teacher covers frames 1..T_teacher. read_as: the data settings that decide what a clip's numbers are.
+    clips_with_ratio: clips behind the rows' relative_per_clip.
     """
 
     checkpoint: str
@@ -138,6 +140,7 @@ class EvalResults:
     T_teacher: int | None = None
     training_seed: int | None = None
     read_as: dict[str, Any] = field(default_factory=dict)
+    clips_with_ratio: int | None = None
 
 
 @dataclass(frozen=True)

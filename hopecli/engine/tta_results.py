@@ -94,8 +94,9 @@ class TtaResults:
     """What `hope tta` writes to results.json.
 
     difference: adapted - frozen, paired over clips (mean over orders first); negative is better. per_step: mean loss
-    before each update. rolling_*: trailing means over 50 clips of the first order. periodic_reset: its online loss, and
-    its difference to frozen. Milliseconds are medians; bytes are the growth of the peak in the passes of a clip.
+    before each update, of loss_exp as in training; all others are L1. rolling_*: trailing means over 50 clips of the
+    first order. periodic_reset: its online loss, and its difference to frozen. Milliseconds are medians; bytes are the
+    growth of the peak in the passes of a clip.
     read_as: the data settings that decide what a clip's numbers are. restarts, periodic_reset_restarts: returns to the
     checkpoint because a prediction was not finite. bootstrap_samples: resamples used, fewer than the protocol's where
     there are very many clips; None without intervals. training_seed: the run's; the bootstrap's is in the protocol.

@@ -148,7 +148,7 @@ def eval_tables(results: EvalResults) -> list[Table]:
     )
     more = plain_table(
         "Means over horizons",
-        ["", "L1 [95 %]", "/ copy-first", "the same per clip [95 %]", "cosine", "error / signal"],
+        ["", "L1 [95 %]", "/ copy-first", "mean of ratios [95 %]", "cosine", "error / signal"],
         (
             [
                 ROW_TITLES.get(row.name, row.name),

@@ -172,7 +172,8 @@ def tta_tables(r: TtaResults) -> list[Table]:
     if r.per_step:
         more = len(r.per_step) - SHOWN_STEPS
         shown = "  ".join(number(loss) for loss in r.per_step[:SHOWN_STEPS])
-        facts["loss before each update"] = shown + (f"  ({more} more in results.json)" if more > 0 else "")
+        name = "loss before each update" + ("" if r.loss_exp == 1.0 else " (|x|^p / p)")
+        facts[name] = shown + (f"  ({more} more in results.json)" if more > 0 else "")
         facts["gradient norm"] = f"{number(r.grad_norm)}, {number(r.grad_norm_clipped)} after clipping"
         facts["drift"] = None if r.drift is None else f"{r.drift:.3e}"
     if r.bytes_adapted is not None and r.bytes_frozen is not None:

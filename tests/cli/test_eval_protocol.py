@@ -136,3 +136,18 @@ def test_the_action_width_belongs_to_the_checkpoint(run: Path) -> None:
     assert outcome.code == 2
     assert "data.action_dim" in outcome.err
     assert "belongs to the checkpoint" in outcome.err
+
+
+def test_a_frame_like_the_first_leaves_its_clip_out_of_the_mean_of_ratios(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parents[2] / "clips", tmp_path / "resting")
+    for number in (4, 5, 6):
+        file = tmp_path / "resting" / f"clip_{number:05d}/feature_maps/vjepa2_vitl16.npy"
+        frames = np.load(file).reshape(8, 4, 8)
+        frames[CONTEXT] = frames[0]
+        np.save(file, frames.reshape(32, 8))
+    outcome = outcome_of(run, "--data-dir", str(tmp_path / "resting"))
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["clips"], found["clips_with_ratio"]) == (15, 12)
+    assert outcome.err.count("note: 3 of 15 clips have a predicted frame that equals the first") == 1
+    assert "equals the first" not in outcome_of(run).err

@@ -25,12 +25,12 @@ def clips_of(folder: Path, lengths: list[int], *, first: int = 0) -> None:
         write_clip(folder, number, features=make_features(number, frames), actions=actions)
 
 
-def trained_on(folder: Path, lengths: list[int]) -> Path:
+def trained_on(folder: Path, lengths: list[int], *changes: str) -> Path:
     """A run on the first 8 frames of such clips, of which the last half is held out; beside it four long clips."""
     clips_of(folder / "clips", lengths)
     clips_of(folder / "long", [LONG] * 4, first=50)
     command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, f"data.embed_dim={DIM}"]
-    outcome = hope([*command, "--data-dir", "clips", "data.val_split=0.5", "training.epochs=1"], folder)
+    outcome = hope([*command, "--data-dir", "clips", "data.val_split=0.5", "training.epochs=1", *changes], folder)
     assert outcome.code == 0, outcome.err
     return only_run(folder)
 
@@ -110,6 +110,13 @@ def test_frames_read_but_not_scored_are_said(run: Path) -> None:
 def test_the_title_of_a_stream_names_its_window(run: Path) -> None:
     out = ran(run, "tta", "adaptation.steps=1", "adaptation.context_frames=2").out
     assert "Test-time adaptation, 4 clips (all of long), 1 order, 2 context frames, 6 predicted frames" in out
+
+
+def test_another_context_than_in_training_is_said(run: Path, tmp_path: Path) -> None:
+    from_three = trained_on(tmp_path, [LONG] * 8, "objective.context_frames=3", "objective.T_rollout=5")
+    note = "note: clips are scored from 1 true frame on, which training and by default hope eval do from 3 ("
+    for made, changes, said in ((from_three, [], 1), (from_three, ["adaptation.context_frames=1"], 0), (run, [], 0)):
+        assert ran(made, "tta", "adaptation.steps=1", "--name", "context", *changes).err.count(note) == said
 
 
 def test_teacher_forcing_covers_what_the_rollout_covers(run: Path) -> None:

@@ -31,6 +31,22 @@ NO_TEACHER, NO_ROLLOUT = "loss_weight_teacher: 0.0", "loss_weight_rollout: 0.0"
         ),
         ("quickstart_hope", ["model.cms_multipliers=[1.0, 1.0]"], "needs one period per CMS level: 2"),
         (
+            "quickstart_hope",
+            ["model.width=32", "model.memory_multiplier=0.03"],
+            "model.memory_multiplier = 0.03: leaves a hidden layer without a unit: at least 1 / width = 1 / 32",
+        ),
+        (
+            "quickstart_hope",
+            ["model.width=32", "model.cms_multipliers=[1.0, 0.03, 1.0]"],
+            "model.cms_multipliers = [1.0, 0.03, 1.0]: leaves a hidden layer without a unit",
+        ),
+        ("quickstart", ["model.width=32", "model.mlp_ratio=0.03"], "model.mlp_ratio = 0.03: leaves a hidden layer"),
+        (
+            "quickstart",
+            ["model.width=32", "model.mlp_ratio=0.06", "model.mlp=swiglu"],
+            "model.mlp_ratio = 0.06: leaves a hidden layer without a unit: at least 2 / width = 2 / 32",
+        ),
+        (
             "vjepa2_ac",
             ["model.use_extrinsics=true", "data.action_dim=1"],
             "model.use_extrinsics = True: extrinsics have action_dim - 1 values",
@@ -99,6 +115,8 @@ def test_a_broken_rule_is_named(preset: str, overrides: list[str], part: str) ->
         ("quickstart", ["objective.context_frames=3", "objective.T_rollout=5", "evaluation.T_rollout=5"]),
         ("baseline_convlstm", ["model.kernel_size=5"]),
         ("quickstart_hope", ["model.cms_multipliers=[1.0]", "model.cms_update_periods=[4]"]),
+        ("quickstart_hope", ["model.width=32", "model.memory_multiplier=0.03125"]),
+        ("quickstart", ["model.width=32", "model.mlp_ratio=0.0625", "model.mlp=swiglu"]),
         ("quickstart", ["objective.loss_weight_teacher=0"]),
         ("quickstart", ["objective.loss_weight_rollout=0"]),
         ("quickstart", [f"objective.curriculum=[{{epoch: 1, {NO_TEACHER}}}]"]),

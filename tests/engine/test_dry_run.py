@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from hopecli.config.load import load_preset
-from hopecli.config.schema import CopyLastSettings, ViTACSettings
+from hopecli.config.schema import CopyLastSettings, HopeSettings, Settings, ViTACSettings
 from hopecli.engine.dry_run import forward_backward, random_batch, static_bytes
+from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.runtime import start
 from hopecli.engine.train_step import TrainingObjective, initial_phase
 from hopecli.models.build import build_model
@@ -16,15 +17,33 @@ from tests.engine.runs import CPU
 
 
 def test_trained_weights_count_four_times_and_frozen_ones_once() -> None:
-    settings = ViTACSettings(width=16, depth=1, num_heads=2)
-    model = build_model(settings, grid=2, embed_dim=6, action_dim=3, seed=0)
+    settings = Settings(model=ViTACSettings(width=16, depth=1, num_heads=2))
+    model = build_model(settings.model, grid=2, embed_dim=6, action_dim=3, seed=0)
     frozen = 2 * 16 + 16  # the encoder of extrinsics that are not used
     everything = sum(p.numel() for p in model.parameters())
     # float32: a weight, its gradient and AdamW's two moments.
-    assert static_bytes(model) == 4 * (4 * (everything - frozen) + frozen)
-    assert static_bytes(model.bfloat16()) == 2 * (4 * (everything - frozen) + frozen)
+    assert static_bytes(model, settings) == 4 * (4 * (everything - frozen) + frozen)
+    assert static_bytes(model.bfloat16(), settings) == 2 * (4 * (everything - frozen) + frozen)
     copy_last = build_model(CopyLastSettings(), grid=2, embed_dim=6, action_dim=3, seed=0)
-    assert static_bytes(copy_last) == 0
+    assert static_bytes(copy_last, Settings(model=CopyLastSettings())) == 0
+
+
+def test_what_training_of_hope_holds_is_counted() -> None:
+    """Counted from a training step: weights, gradients, moments and the gradients that wait for a level's period."""
+    settings = Settings(model=HopeSettings(width=16, depth=1, num_heads=2, cms_update_periods=(1, 2, 3)))
+    model = build_model(settings.model, grid=2, embed_dim=6, action_dim=2, seed=0)
+    groups = parameter_groups(model, settings.optimizer, settings.model)
+    optimizer = PeriodicAdamW(groups, settings.optimizer, fused=False)
+    for step in range(6):  # after five, all levels have stepped and the two slower ones wait
+        for p in model.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        if step < 5:
+            optimizer.step()
+    assert len(optimizer.hold.accumulated) == 4  # matrices and vectors of two levels
+    tensors = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    tensors += [x for state in optimizer.state.values() for key, x in state.items() if key != "step"]
+    tensors += [x for sums in optimizer.hold.accumulated.values() for x in sums]
+    assert static_bytes(model, settings) == sum(x.numel() * x.element_size() for x in tensors)
 
 
 def test_a_pass_is_one_of_training_and_leaves_no_gradient() -> None:

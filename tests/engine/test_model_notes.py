@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings, ViTACSettings
-from hopecli.engine.model_notes import rope_note, still_levels_note
+from hopecli.engine.model_notes import drop_path_note, rope_note, still_levels_note
 from hopecli.models.build import build_model
 
 GRID, DIM, ACTIONS = 3, 8, 2
@@ -58,3 +58,11 @@ def test_levels_that_take_no_step() -> None:
     assert "cms_update_periods 16 take no step in a run of 15" in (still_levels_note(hope, 15) or "")
     assert "cms_update_periods 4, 16 take no step in a run of 3" in (still_levels_note(hope, 3) or "")
     assert still_levels_note(ViTACSettings(), 3) is None
+
+
+@pytest.mark.parametrize(("depth", "drop_path", "said"), [(1, 0.5, True), (1, 0.0, False), (2, 0.5, False)])
+def test_stochastic_depth_of_one_block(depth: int, drop_path: float, said: bool) -> None:
+    model = ViTACSettings(width=16, depth=depth, num_heads=2, drop_path=drop_path)
+    built = build_model(model, grid=2, embed_dim=4, action_dim=2, seed=0)
+    last = built.get_submodule(f"predictor_blocks.{depth - 1}")
+    assert (drop_path_note(model) is not None) == said == (drop_path > 0.0 and last.drop_path == 0.0)

@@ -169,6 +169,8 @@ def test_ratios_to_nothing_are_absent_not_zero() -> None:
     assert to_tree(row)["error_to_signal"] is None
     assert row.error_to_signal_per_clip is None
     assert row.relative_per_clip_per_horizon[0] is None
+    assert summarise(scores, bootstrap_samples=100, seed=0).clips_with_ratio == 0
+    assert summarise(two_clips(), bootstrap_samples=100, seed=0).clips_with_ratio == 2
 
 
 def test_rows_share_resamples_so_a_constant_gap_has_no_width() -> None:

@@ -71,7 +71,7 @@ def test_evaluation_per_horizon_shows_l1() -> None:
     [
         ("L1 [95 %]", "1.0100 [1.0070, 1.0150]", "2.0100 [2.0070, 2.0150]"),
         ("/ copy-first", "1.1100", "2.1100"),
-        ("the same per clip [95 %]", "1.4100 [1.4070, 1.4150]", "2.4100 [2.4070, 2.4150]"),
+        ("mean of ratios [95 %]", "1.4100 [1.4070, 1.4150]", "2.4100 [2.4070, 2.4150]"),
         ("cosine", "1.2100", "2.2100"),
         ("error / signal", "1.3100", "2.3100"),
     ],
@@ -84,7 +84,7 @@ def test_evaluation_means_over_horizons(column: str, model: str, copy_last: str)
 def test_evaluation_without_anything_that_moves_has_no_ratio_per_clip() -> None:
     still = replace(EVAL.rows[0], relative=None, relative_per_clip=None)
     shown = cells(eval_tables(replace(EVAL, rows=[still]))[1])["model"]
-    assert (shown["/ copy-first"], shown["the same per clip [95 %]"]) == ("-", "-")
+    assert (shown["/ copy-first"], shown["mean of ratios [95 %]"]) == ("-", "-")
 
 
 def test_evaluation_facts() -> None:

@@ -130,6 +130,7 @@ def test_the_losses_before_the_first_eight_updates() -> None:
     eight = "  ".join(f"0.{step}000" for step in range(8))
     assert pairs(tta_tables(many)[1])["loss before each update"] == f"{eight}  (4 more in results.json)"
     assert pairs(tta_tables(replace(many, per_step=many.per_step[:8]))[1])["loss before each update"] == eight
+    assert "loss before each update (|x|^p / p)" in pairs(tta_tables(replace(many, loss_exp=2.0))[1])
 
 
 def test_forgetting_may_be_a_gain_be_unfinished_or_lack_clips() -> None:
