@@ -17,9 +17,17 @@ from hopecli.objectives.schedules import ObjectivePhase
 
 
 def distance(prediction: Tensor, target: Tensor, loss_exp: float) -> Tensor:
-    """mean(|p - h|^loss_exp) / loss_exp over all elements, a scalar; loss_exp is at least 1, which is L1."""
+    """mean(|p - h|^loss_exp) / loss_exp over all elements, a scalar; loss_exp 1 is L1.
+
+    Where p equals h the gradient is 0, as that of L1 is there; with loss_exp below 1 it has no finite limit.
+    """
     error = (prediction - target).abs()
-    return error.mean() if loss_exp == 1.0 else error.pow(loss_exp).mean() / loss_exp
+    if loss_exp == 1.0:
+        return error.mean()
+    if loss_exp > 1.0:
+        return error.pow(loss_exp).mean() / loss_exp
+    away = error != 0.0  # true of NaN, which stays what it is
+    return torch.where(away, torch.where(away, error, 1.0).pow(loss_exp), 0.0).mean() / loss_exp
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def preset_file(folder: Path, name: str, text: str) -> str:
         ("model.width=100", ("model.width = 100", "multiple of num_heads = 16")),
         ("schedule.decay_pct=0.5", ("0.085 + 0.83 + 0.5", "sum to 1")),
         ("training.accumulate=3", ("training.accumulate = 3", "divide data.batch_size = 64")),
-        ("objective.loss_exp=0.5", ("objective.loss_exp = 0.5", "greater than or equal to 1")),
+        ("objective.loss_exp=0", ("objective.loss_exp = 0", "greater than 0")),
         ("objective.T_rollout=8", ("objective.T_rollout = 8", "= 9 exceeds num_timesteps = 8")),
         ("objective.T_teacher=8", ("objective.T_teacher = 8", "at most data.num_timesteps - 1 = 7")),
         ("objective.curriculum=[{epoch: 3}, {epoch: 3}]", ("objective.curriculum = [3, 3]", "epochs must ascend")),

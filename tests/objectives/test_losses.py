@@ -26,12 +26,19 @@ PHASE = ObjectivePhase(loss_weight_teacher=1.0, loss_weight_rollout=1.0, T_rollo
         (2.0, (1 + 4 + 0 + 9) / 4 / 2),
         (3.0, (1 + 8 + 0 + 27) / 4 / 3),
         (1.5, (1 + 2**1.5 + 0 + 3**1.5) / 4 / 1.5),
+        (0.5, (1 + 2**0.5 + 0 + 3**0.5) / 4 / 0.5),
     ],
 )
 def test_distance(loss_exp: float, expected: float) -> None:
     prediction = torch.tensor([[1.0, -2.0], [0.0, 5.0]], dtype=torch.float64)
     target = torch.tensor([[0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
-    assert distance(prediction, target, loss_exp).item() == pytest.approx(expected, rel=1e-14)
+    prediction.requires_grad_()
+    loss = distance(prediction, target, loss_exp)
+    assert loss.item() == pytest.approx(expected, rel=1e-14)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    found = [x * abs(x) ** (loss_exp - 2) / 4 if x else 0.0 for x in (1.0, -2.0, 0.0, 3.0)]  # 0 where nothing differs
+    assert gradient.flatten().tolist() == pytest.approx(found, rel=1e-14)
+    assert distance(prediction * torch.nan, target, loss_exp).isnan()
 
 
 def loss_terms(

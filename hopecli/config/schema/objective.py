@@ -23,9 +23,7 @@ class ObjectiveSettings(Section):
     """The V-JEPA 2-AC losses."""
 
     normalize_reps: bool = Field(True, description="LayerNorm features and predictions (eps 1e-5, no gain)")
-    loss_exp: Annotated[float, Field(ge=1.0)] = Field(
-        1.0, description="exponent p >= 1 of mean(|x|^p)/p; 1 is L1 (below 1 the gradient at x = 0 is infinite)"
-    )
+    loss_exp: PositiveFloat = Field(1.0, description="exponent p of mean(|x|^p)/p; 1 is L1")
     loss_weight_teacher: NonNegativeFloat = Field(1.0, description="weight of the teacher-forced loss")
     loss_weight_rollout: NonNegativeFloat = Field(1.0, description="weight of the rollout loss")
     T_teacher: PositiveInt = Field(7, description="frames in the teacher-forced pass")
