@@ -169,13 +169,15 @@ def fit_preset(name: str, preset: Settings | HopeError, surveyed: Surveyed) -> P
         return PresetFit(name, False, (), str(preset), None, None, None)
     d, g = preset.data, surveyed.survey.geometry
     needed = d.num_timesteps if g.frames is None else min(d.num_timesteps, g.frames)
-    ids = [number for number, frames in surveyed.frames.items() if frames >= needed]
+    blind = surveyed.no_extrinsics if preset.use_extrinsics else frozenset[int]()
+    ids = [number for number, frames in surveyed.frames.items() if frames >= needed and number not in blind]
+    short = sum(frames < needed for frames in (surveyed.frames | surveyed.defective).values())
     problem = unfit(preset, surveyed.survey)
     if problem is not None or len(ids) < 2:
         return PresetFit(name, False, (), problem or "training needs at least 2 usable clips", None, None, None)
     train, held_out = split_ids(ids, d.val_split)
     changes = needed_overrides(preset, surveyed.survey)
-    changes += leaving_out(d, surveyed.survey, short=len(surveyed.frames) - len(ids), usable=len(ids))
+    changes += leaving_out(d, surveyed.survey, short=short, usable=len(ids))
     if len(train) < d.batch_size:
         changes.append(override("data.batch_size", len(train)))
     try:
@@ -198,11 +200,8 @@ def unfit(preset: Settings, survey: Survey) -> str | None:
         return f"its predictor needs a square grid of patches (gh = gw), not {found}"
     if g.frames < 2:
         return "clips of one frame have no transition to learn"
-    if preset.use_extrinsics and survey.extrinsics < survey.clips:
+    if preset.use_extrinsics and not survey.extrinsics:
         return "it needs extrinsics.npy in every clip"
-    unusable = sum(finding.count for finding in survey.findings if finding.code == "extrinsics_unusable")
-    if preset.use_extrinsics and unusable:
-        return f"it needs extrinsics, and those of {unusable} of {survey.clips} clips cannot be used"
     return None
 
 

@@ -124,6 +124,10 @@ class ClipStore:
         """Check a clip's headers against the settings and return its number of encoded frames T."""
         return self.headers(name).frames
 
+    def frames(self, name: str) -> int:
+        """The number of encoded frames T of a clip, whatever else is wrong with it."""
+        return self._feature_frames(name, read_header(self.paths(name)[0], clip=name))
+
     def headers(self, name: str) -> ClipHeaders:
         """The headers of a clip's files, checked against the settings; ClipProblem when one does not fit."""
         features, actions, states, extrinsics = self.paths(name)

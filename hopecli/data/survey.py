@@ -97,11 +97,16 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Surveyed:
-    """The survey with what is not part of its JSON: id -> frames T of the clips without a defect but perhaps their
-    length, ascending, and material for the picture."""
+    """The survey with what is not part of its JSON, and material for the picture.
+
+    frames: id -> T of the clips without a defect but perhaps their length, ascending. defective: likewise of clips with
+    another defect, where T is known. no_extrinsics: ids among `frames` without extrinsics that a model could use.
+    """
 
     survey: Survey
     frames: dict[int, int]
+    defective: dict[int, int]
+    no_extrinsics: frozenset[int]
     pictures: Pictures | None
 
 

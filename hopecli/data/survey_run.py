@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def survey_folder(
     settings = training_settings(geometry, actions, look.feature_map, num_timesteps, shorten=shorten)
     _collected_earlier(findings, look, actions)
     store = ClipStore(folder, settings, use_extrinsics=False)
-    clean, frames, fingerprints = _check_all(store, unique, look, findings, on_progress)
+    checked = _check_all(store, unique, look, findings, on_progress)
+    clean, fingerprints = checked.clean, checked.fingerprints
     names = list(clean.values())
     chosen = names if deep or sample >= len(names) else [names[i] for i in _evenly(sample, len(names))]
     content = _read_all(store, chosen, look, findings, NORM_POINTS if pictures else 0, on_progress)
@@ -83,7 +84,9 @@ def survey_folder(
     if pictures:
         picture = _pictures(store, look, content, geometry)
     usable = [number for number, name in clean.items() if name not in content.unsound]
-    frames = {number: count for number, count in frames.items() if unique[number] not in content.unsound}
+    unsound = {number: count for number, count in checked.frames.items() if unique[number] in content.unsound}
+    frames = {number: count for number, count in checked.frames.items() if number not in unsound}
+    blind = checked.no_extrinsics | {number for number in frames if unique[number] in content.no_extrinsics}
     survey = Survey(
         folder=str(folder),
         feature_map=look.feature_map,
@@ -109,7 +112,7 @@ def survey_folder(
         warnings=sum(finding.severity == "warning" for finding in listing),
         seconds=time.perf_counter() - started,
     )
-    return Surveyed(survey, frames, picture)
+    return Surveyed(survey, frames, checked.defective | unsound, frozenset(blind), picture)
 
 
 def training_settings(
@@ -146,18 +149,27 @@ def _collected_earlier(findings: Findings, look: Look, actions: ActionFacts) -> 
         findings.add_many("mixed_dtypes", count, clips, f"{dtype} among {usual}")
 
 
+@dataclass
+class _Checked:
+    """clean: clips without a defect. frames: T of these and of those that are only too short for the settings.
+    defective: T of others, where it is known. no_extrinsics: ids among `frames` without usable ones. fingerprints: of
+    all that could be read."""
+
+    clean: dict[int, str] = field(default_factory=dict)
+    frames: dict[int, int] = field(default_factory=dict)
+    defective: dict[int, int] = field(default_factory=dict)
+    no_extrinsics: set[int] = field(default_factory=set)
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)
+
+
 def _check_all(
     store: ClipStore, clips: dict[int, str], look: Look, findings: Findings, on_progress: Progress
-) -> tuple[dict[int, str], dict[int, int], Fingerprints]:
-    """Training's check on every clip: the clips without a defect, frames of these and of those that are only too short
-    for the settings, and fingerprints of all that could be read."""
-    with_extrinsics = ClipStore(store.folder, store.settings, use_extrinsics=True)
-    of_any_length = ClipStore(
-        store.folder, store.settings.model_copy(update={"num_timesteps": 1}), use_extrinsics=False
-    )
-    clean: dict[int, str] = {}
-    frames: dict[int, int] = {}
-    fingerprints = Fingerprints()
+) -> _Checked:
+    """Training's check on every clip."""
+    any_length = store.settings.model_copy(update={"num_timesteps": 1})
+    of_any_length = ClipStore(store.folder, any_length, use_extrinsics=False)
+    with_extrinsics = ClipStore(store.folder, any_length, use_extrinsics=True)
+    found = _Checked()
     for done, (number, name) in enumerate(clips.items(), start=1):
         states = store.paths(name)[2]
         try:
@@ -165,32 +177,38 @@ def _check_all(
             if name in look.bad_actions:
                 store.read_actions(name)  # raises where training would
                 findings.add("not_finite_unused", name, "actions hold NaN or infinite values")
-            fingerprints.add(store, name)
+            found.fingerprints.add(store, name)
         except DataError as problem:
             findings.add_problem(problem, name)
-            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames":
+            with suppress(DataError, OSError):
+                found.defective[number] = of_any_length.frames(name)
+            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames" and name not in look.bad_actions:
                 with suppress(DataError, OSError):
-                    frames[number] = of_any_length.check(name)
+                    of_any_length.check(name)
+                    found.frames[number] = found.defective.pop(number)
         except OSError as error:
             findings.add("unreadable", name, str(error))
         else:
-            clean[number], frames[number] = name, count
+            found.clean[number], found.frames[number] = name, count
             if look.states and not exists(states):
                 findings.add("missing_states", name, "states.npy is missing")
-            if look.extrinsics:
-                try:
-                    with_extrinsics.check(name)
-                except ClipProblem as problem:
+        if look.extrinsics and number in found.frames:
+            try:
+                with_extrinsics.check(name)
+            except ClipProblem as problem:
+                found.no_extrinsics.add(number)
+                if number in found.clean:
                     code = "missing_extrinsics" if problem.code == "missing_extrinsics" else "extrinsics_unusable"
                     findings.add(code, name, problem.what)
         on_progress("checking clips", done, len(clips))
-    return clean, frames, fingerprints
+    return found
 
 
 @dataclass
 class _Read:
     tally: FeatureTally
     unsound: set[str]
+    no_extrinsics: set[str] = field(default_factory=set)  # that hold values which are not finite
     first: str | None = None
     read_bytes: int = 0
     read_seconds: float = 0.0
@@ -216,6 +234,8 @@ def _read_all(
             for code, message in found.notes:
                 if code != "not_finite_unused" or name not in look.bad_actions:  # a clip counts once
                     findings.add(code, name, message)
+                if code == "extrinsics_unusable":
+                    content.no_extrinsics.add(name)
             share = even_share(points, done - 1, len(names))
             defect = content.tally.add(found.features, horizon=store.settings.num_timesteps - 1, points=share)
             if defect is not None:

@@ -63,18 +63,43 @@ def test_each_preset_is_fitted_to_the_clips_that_are_long_enough_for_it(argument
         assert [fit["train_clips"], fit["held_out_clips"]] == expected == trained(tmp_path, fit), name
 
 
-def test_a_preset_with_extrinsics_does_not_fit_unusable_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["rows", "values", "absent"])
+def test_clips_without_usable_extrinsics_are_left_out_for_a_preset_that_has_them(broken: str, tmp_path: Path) -> None:
     clips(tmp_path, [8] * 6)
     preset(tmp_path, "seeing", model=", use_extrinsics: true")
+    preset(tmp_path, "blind")
+    assert fits(tmp_path)["seeing"]["problem"] == "it needs extrinsics.npy in every clip"
     for number in range(6):
         np.save(tmp_path / f"clips/clip_{number:05d}/actions_states/extrinsics.npy", np.ones((8, ACTION_DIM - 1)))
     assert fits(tmp_path)["seeing"]["fits"]
-    np.save(tmp_path / "clips/clip_00003/actions_states/extrinsics.npy", np.ones((5, ACTION_DIM - 1)))
-    fit = fits(tmp_path)["seeing"]
-    assert (fit["fits"], fit["problem"]) == (False, "it needs extrinsics, and those of 1 of 6 clips cannot be used")
+    file = tmp_path / "clips/clip_00003/actions_states/extrinsics.npy"
+    if broken == "absent":
+        file.unlink()
+    else:
+        np.save(file, np.ones((5, ACTION_DIM - 1)) if broken == "rows" else np.full((8, ACTION_DIM - 1), np.nan))
+    found = fits(tmp_path)
+    assert found["blind"]["fits"]
+    fit = found["seeing"]
+    assert fit["overrides"] == ['data.on_error="skip"', "data.max_skipped=0.167"]
+    assert [fit["train_clips"], fit["held_out_clips"]] == [4, 1] == trained(tmp_path, fit)
     refused = hope(["train", "--preset", "seeing", "--data-dir", "clips", "--wandb", "disabled"], tmp_path)
     assert refused.code == 3
-    assert "clip_00003: extrinsics" in refused.err
+    assert "clip_00003" in refused.err
+
+
+@pytest.mark.parametrize("defect", ["rows", "values"])
+def test_short_clips_that_have_another_defect(defect: str, tmp_path: Path) -> None:
+    """They are too short before they are anything else; a preset that would read them has to leave them out."""
+    clips(tmp_path, [8] * 10 + [5, 5])
+    preset(tmp_path, "usual")
+    preset(tmp_path, "short", frames=4)
+    rows = np.ones((3, ACTION_DIM)) if defect == "rows" else np.full((10, ACTION_DIM), np.nan)
+    np.save(tmp_path / "clips/clip_00010/actions_states/actions.npy", rows.astype(np.float32))
+    found = fits(tmp_path)
+    assert found["usual"]["overrides"] == ['data.on_short="skip"']
+    assert found["short"]["overrides"] == ['data.on_error="skip"', "data.max_skipped=0.084"]
+    for name, expected in (("usual", [9, 1]), ("short", [10, 1])):
+        assert [found[name]["train_clips"], found[name]["held_out_clips"]] == expected == trained(tmp_path, found[name])
 
 
 def test_the_picture_is_there_when_stdout_is_closed(tmp_path: Path) -> None:
