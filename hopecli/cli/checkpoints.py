@@ -211,7 +211,7 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
             f"none of the {len(left_out)} held-out clips is left: {reasons}",
             where="evaluation.clips",
             value=which,
-            fix="give other clips with --data-dir, or use evaluation.clips=all",
+            fix="use evaluation.clips=all",
         )
     if which == "held_out" and not held_out:
         raise SettingsError(

@@ -57,7 +57,7 @@ def override(key: str, value: Any) -> str:
 def expanded(path: str, where: str) -> Path:
     """A path with its ~ put in full; SettingsError naming `where` it was given when there is none or no such user."""
     if not path:
-        raise SettingsError("is empty", where=where, value=path, fix="give a folder, or leave it out")
+        raise SettingsError("is empty", where=where, value=path, fix="name a folder")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -11,9 +11,11 @@ from hopecli.cli.common import runs_folder
 from hopecli.errors import SettingsError
 
 
-def announce_replacing(folder: Path, say: Callable[[str], None]) -> None:
-    """Say so when a folder holds results that are about to be written again."""
-    if os.path.isfile(folder / "results.json"):  # not errors.is_file: what cannot be looked at is no error yet
+def announce_replacing(folder: Path, say: Callable[[str], None], *, resumed: bool = False) -> None:
+    """Say so when a folder holds results that are about to be written again; `resumed`: by the command they are of."""
+    if not resumed and os.path.isfile(
+        folder / "results.json"
+    ):  # not errors.is_file: what cannot be looked at is no error yet
         say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
     for kind in ("eval", "tta"):  # of weights that this command adapts anew
         if os.path.isdir(folder / kind):

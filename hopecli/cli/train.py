@@ -215,7 +215,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
         processes = checkpoint.info.get("processes", runtime.world)  # absent in a run of an earlier version
-        if processes != runtime.world and runtime.is_main:
+        if processes != runtime.world and first_step < steps and runtime.is_main:
             before_and_now = f"{counted(processes, 'process', 'processes')}, now on {runtime.world}"
             say(f"note: the run was on {before_and_now}: it goes on, but not bit for bit as it would have")
         skipped = found.lost

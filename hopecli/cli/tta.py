@@ -140,7 +140,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     from hopecli.config.files import find_preset
     from hopecli.engine.adapt import adapted_groups
     from hopecli.engine.tta_job import TtaJob
-    from hopecli.engine.tta_state import read_state, unread_marks
+    from hopecli.engine.tta_state import read_state, require_same_stream, unread_marks
     from hopecli.engine.tta_summary import StreamFacts
     from hopecli.report.console import say
     from hopecli.report.files import require_writable
@@ -157,7 +157,10 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     then = {} if before is None else {n: mark for n, mark in unread_marks(before).items() if n in marks}
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     say_notes(s, request, groups, say)
-    own = identity(trained, request, runtime, chosen, marks | then, source)
+    of_stream = marks | then
+    own = identity(trained, request, runtime, chosen, of_stream, source)
+    if before is not None:  # before a mirror is opened
+        require_same_stream(before, own, folder=chosen.store.folder, marks=of_stream, left_out=chosen.skipped)
     job = TtaJob(
         settings=s,
         runtime=runtime,
@@ -171,7 +174,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         identity=own,
         resume=request.resume,
         left_out=chosen.skipped,
-        marks=marks | then,
+        marks=of_stream,
     )
     facts = StreamFacts(
         checkpoint=str(trained.checkpoint.path),
@@ -184,8 +187,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         fingerprints=marks,
         training_seed=trained.trained_under.training.seed,
     )
-    if not request.resume:  # last: nothing is replaced when the settings are refused
-        announce_replacing(folder, say)
+    announce_replacing(folder, say, resumed=request.resume)  # last: nothing is replaced when the settings are refused
     return job, facts
 
 

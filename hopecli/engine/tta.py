@@ -276,7 +276,8 @@ class _Stream:
 
     def _resume(self) -> None:
         state = read_state(self.job.folder)
-        require_same_stream(state, self.job)
+        job = self.job
+        require_same_stream(state, job.identity, folder=job.clips.folder, marks=job.marks, left_out=job.left_out)
         self.unreadable |= set(state.get("unreadable", ()))
         for name, adapter in self.adapters.items():
             try:

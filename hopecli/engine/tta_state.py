@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from hopecli.engine.adapt import Adapter, AdapterState
 from hopecli.engine.optim import MOMENTS, check_shape, fitted
 from hopecli.engine.saved_state import read_saved
-from hopecli.engine.tta_job import StreamRecord, TtaJob
+from hopecli.engine.tta_job import StreamRecord
 from hopecli.errors import CheckpointError, accessed, is_file, written
 from hopecli.models.convlstm import LSTMState
 from hopecli.models.hope.memory import MemoryWeights
@@ -147,9 +147,17 @@ def unread_marks(state: dict[str, Any]) -> dict[str, str]:
     return {name: mark for name, mark in state.get("clips", {}).items() if name in unread}
 
 
-def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
-    """CheckpointError, naming the first thing that differs, when `state` is not that of the job's stream."""
-    saved, asked = state["identity"], job.identity
+def require_same_stream(
+    state: dict[str, Any],
+    asked: Mapping[str, Any],
+    *,
+    folder: Path,
+    marks: Mapping[str, str],
+    left_out: Mapping[str, str],
+) -> None:
+    """CheckpointError, naming the first thing that differs, when `state` is not that of the stream with the identity
+    `asked`: of these clips of a folder, by their fingerprints, and these left out, with reasons."""
+    saved = state["identity"]
     differing = sorted(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
     if not differing:
         return
@@ -157,7 +165,7 @@ def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
     value: str | None
     what, value = f"another {key}", f"{asked.get(key)}, it had {saved.get(key)}"[:300]
     if key.startswith("clips") and state.get("clips"):
-        what, value = "other clips", _changed_clip(state["clips"], job)
+        what, value = "other clips", _changed_clip(state["clips"], folder, marks, left_out)
     elif key == "checkpoint":
         what, value = "another checkpoint, or the one of then was replaced (by a run that trains on)", None
     elif key.startswith("source"):
@@ -170,16 +178,18 @@ def require_same_stream(state: dict[str, Any], job: TtaJob) -> None:
     )
 
 
-def _changed_clip(before: dict[str, str], job: TtaJob) -> str:
+def _changed_clip(
+    before: Mapping[str, str], folder: Path, marks: Mapping[str, str], left_out: Mapping[str, str]
+) -> str:
     """The first clip that is new, gone, left out or not the same, else the folder."""
-    for name in [*before, *job.marks]:
-        if name not in job.marks:
-            return f"{name} is left out: {job.left_out[name]}" if name in job.left_out else f"{name} is missing"
+    for name in [*before, *marks]:
+        if name not in marks:
+            return f"{name} is left out: {left_out[name]}" if name in left_out else f"{name} is missing"
         if name not in before:
             return f"{name} is new"
-        if before[name] != job.marks[name]:
+        if before[name] != marks[name]:
             return f"{name} has other content"
-    return f"the folder {job.clips.folder}"
+    return f"the folder {folder}"
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:

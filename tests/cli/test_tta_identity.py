@@ -132,6 +132,26 @@ def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
     assert "the interrupted stream had other clips (got 'clip_00002 has other content')" in other.err
 
 
+def test_a_refused_stream_opens_no_mirror(stopped: Stopped) -> None:
+    other = stopped.tta("--resume", "--wandb", "offline", "adaptation.lr=0.5")
+    assert other.code == 4, other.err
+    assert "another adaptation.lr " in other.err
+    assert not (stopped.run / "tta/part/wandb").exists()
+
+
+def test_evaluations_of_weights_that_a_resumed_stream_replaces_are_named(stopped: Stopped) -> None:
+    copy = Stopped(stopped.run.with_name("copy"), stopped.clips, stopped.others)
+    shutil.copytree(stopped.run, copy.run)
+    part = copy.run / "tta/part"
+    command = ["eval", "--ckpt", str(part / "adapted.safetensors"), "--data-dir", str(stopped.others)]
+    assert hope([*command, "--device", "cpu"], copy.run.parents[2]).code == 0
+    resumed = copy.tta("--resume")
+    assert resumed.code == 0, resumed.err
+    said = f"note: {part / 'eval'} stays: results of the adapted weights that were here before"
+    assert said in resumed.err.splitlines()
+    assert "will be replaced" not in resumed.err
+
+
 def test_two_streams_do_not_share_a_folder(stopped: Stopped) -> None:
     with stream_lock(stopped.run / "tta/part"):
         other = stopped.tta()
