@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ PRESET_SECTIONS = ("evaluation", "adaptation", "logging")
 CHECKPOINT_SECTIONS = ("model", "objective", "optimizer", "schedule", "training")
 CHECKPOINT_KEYS = ("data.grid", "data.embed_dim", "data.action_dim")
 FREE_KEYS = ("training.device",)
+LISTED = 3  # clips that are named each
 TRAINING_KEYS = ("data.val_split", "data.batch_size")  # that neither eval nor tta uses
 
 
@@ -43,10 +44,16 @@ class Trained:
         """Fingerprints of the clips that the weights were adapted on."""
         return set(self.checkpoint.info.get("tta", {}).get("fingerprints", ()))
 
+    @property
+    def with_states(self) -> bool | None:
+        """Whether it was trained on states; None when that is not known (an earlier version), or its kind has none."""
+        found: bool | None = self.checkpoint.info.get("states")
+        return found if self.trained_under.uses_states else None
+
 
 @dataclass(frozen=True)
 class ChosenClips:
-    """Clips to judge a model on. overlap: how many of them it trained on, None when that is not known.
+    """Clips to judge a model on. overlap: how many of them it trained on, None when that is not known; seen: which.
 
     skipped: those that do not fit the settings; left_out: held-out clips that would be no fair test; with reasons.
     """
@@ -58,6 +65,11 @@ class ChosenClips:
     overlap: int | None
     skipped: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def overlap_of(self, scored: Iterable[str]) -> int | None:
+        """How many of the clips that could be scored it trained on."""
+        return None if self.overlap is None else len(self.seen.intersection(scored))
 
 
 def load_trained(
@@ -94,7 +106,7 @@ def load_trained(
         tree = {**tree, "training": training, "logging": {}}
     if preset is not None:
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS))
-    flags = list(data_overrides(data_dir))
+    given = data_overrides(data_dir)
     asked = overridden(overrides)
     idle = [key for key in asked if key.startswith(unused) and key != "evaluation.clips"]
     if idle:
@@ -102,19 +114,20 @@ def load_trained(
     section = "adaptation" if "evaluation." in unused else "evaluation"
     if preset is not None and section not in section_tree(preset, PRESET_SECTIONS):
         say(f"note: preset {preset} has no {section} section: that of the checkpoint is used")
+    replaced: list[str] = []
     if data_dir is None and asked.get("data.source") == "physics":  # a recorded folder has no part in built-in clips
-        flags.append(override("data.data_dir", None))
-    elsewhere = gives_clips([*flags, *overrides])
+        replaced.append(override("data.data_dir", None))
+    elsewhere = gives_clips([*overrides, *given])
     if elsewhere:  # ids of the training folder mean nothing in another one
-        flags += [override("data.clip_start", None), override("data.clip_end", None)]
+        replaced += [override("data.clip_start", None), override("data.clip_end", None)]
     frames = asked.get("data.num_timesteps")
     fitted = _on_shorter_clips(trained_under, frames) if isinstance(frames, int) else trained_under
     if fitted is not trained_under:
         tree = {**tree, "objective": to_tree(fitted)["objective"]}
     origin = "checkpoint" if preset is None else f"checkpoint or {preset}"
-    settings = load_tree(tree, [*flags, *overrides], name=preset or "checkpoint", origin=origin).settings
+    settings = load_tree(tree, [*replaced, *overrides, *given], name=preset or "checkpoint", origin=origin).settings
     _require_same_model(settings, fitted)
-    check_built_in(settings, [*data_overrides(data_dir), *overrides])
+    check_built_in(settings, [*overrides, *given])
     recorded = settings.data.data_dir
     settings = with_data_folder(settings, recorded=not elsewhere)
     if recorded is not None and settings.data.data_dir != recorded and not elsewhere:
@@ -202,9 +215,9 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     store = open_store(trained.settings, say)
     split = training_split(trained, say)
     adapted_on = trained.adapted_on
-    with_states = trained.checkpoint.info.get("states")  # absent in weights of an earlier version
+    with_states = trained.with_states
     readings = readings_of(store, trained.trained_under.data)
-    held_out, left_out = ([], {}) if split is None else held_out_here(readings, split, adapted_on)
+    held_out, left_out = ([], {}) if split is None else held_out_here(store, readings, split, adapted_on)
     reasons = ", ".join(dict.fromkeys(left_out.values()))
     if which == "held_out" and not held_out and left_out:
         raise SettingsError(
@@ -223,8 +236,8 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     if held_out and which != "all":
         usable, skipped = usable_clips(store, among=held_out)
         compare_inputs(store, list(usable.values()), with_states, say)
-        for name, reason in left_out.items():
-            say(f"note: held-out {name} is left out: {reason}")
+        for line in _say_left_out(left_out):
+            say(line)
         d, then = trained.settings.data, trained.trained_under.data
         part = "" if (d.clip_start, d.clip_end) == (then.clip_start, then.clip_end) else _ids(d)
         names = list(usable.values())
@@ -235,9 +248,9 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     names = list(usable.values())
     compare_inputs(store, names, with_states, say)
     marks = adapted_on if split is None else adapted_on | set(split.fingerprints.values())
-    seen = len(recognised(readings, names, marks))
+    seen = recognised(readings, names, marks)
     unsure = split is None or not (len(readings) == 1 or all_readable(readings[-1], names))
-    overlap = None if unsure and not seen else seen
+    overlap = None if unsure and not seen else len(seen)
     if overlap:
         how = "trained or adapted on" if adapted_on else "trained on"
         say(f"warning: the checkpoint was {how} {overlap} of these {len(names)} clips")
@@ -245,7 +258,19 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
         what = "training split is" if split is None else f"clips' {readings[-1].settings.feature_map} features are"
         say(f"note: the {what} not known, so overlap with training clips cannot be checked")
     label, ids = _label(trained, store.folder), _ids(trained.settings.data)
-    return ChosenClips(store, names, f"all of {label}{ids}", f"all_{label}{ids}", overlap, skipped)
+    return ChosenClips(store, names, f"all of {label}{ids}", f"all_{label}{ids}", overlap, skipped, seen=seen)
+
+
+def _say_left_out(left_out: dict[str, str]) -> Iterator[str]:
+    """A line for each of a few held-out clips, or one for all that have the same reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        names.setdefault(reason, []).append(name)
+    for reason, those in names.items():
+        if len(those) > LISTED:
+            yield f"note: {len(those)} held-out clips are left out, the first {those[0]}: {reason}"
+        else:
+            yield from (f"note: held-out {name} is left out: {reason}" for name in those)
 
 
 def _label(trained: Trained, folder: Path) -> str:

@@ -81,10 +81,11 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
 def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBatch, int | None, int | None, str]:
     """A batch with the numbers of training and held-out clips where there are clips; says what a run would of them."""
     from hopecli.cli.train_clips import warn_of_inputs
+    from hopecli.data.folder import clip_names, select_ids
     from hopecli.data.loader import collate, require_all
     from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, split_ids
-    from hopecli.data.store import ClipStore, clip_names, select_ids
+    from hopecli.data.store import ClipStore
     from hopecli.engine.dry_run import random_batch
 
     if s.data.source == "physics":  # a few clips in a temporary folder instead of filling the cache
@@ -105,7 +106,7 @@ def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBat
     split = make_split(store)
     for name, reason in split.skipped.items():
         say(f"{name} would be skipped: {reason}")
-    warn_of_inputs(store, split.train, say)
+    warn_of_inputs(store, split.train, s, say)
     batch = require_all(collate(_first_readable(store, split.train, clips, say)))
     return batch, len(split.train), len(split.held_out), str(store.folder)
 

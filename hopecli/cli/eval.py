@@ -135,7 +135,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         parameters=count_parameters(model),
         clips=len(scores.names),
         clips_from=clips.clips_from,
-        overlap_with_training=clips.overlap,
+        overlap_with_training=clips.overlap_of(scores.names),
         context_frames=plan.context_frames,
         T_rollout=plan.horizon,
         normalize_reps=plan.normalize_reps,

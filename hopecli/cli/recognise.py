@@ -20,12 +20,21 @@ def compare_inputs(
 ) -> None:
     """Warn when the `clips` (as the lines call them) have no states for a model that was trained with them (`expected`:
     whether it was, None when that is not known) or the other way round, and when the alignment leaves actions out."""
+    compare_states(store, names, expected, say, clips)
+    warn_of_dropped_actions(store, names, clips, say)
+
+
+def compare_states(
+    store: ClipStore, names: Sequence[str], expected: object, say: Callable[[str], None], clips: str = "clips"
+) -> None:
+    """The part of `compare_inputs` that is about states."""
     found, of = store.sampled_states(names)
     if expected is True and found < of:
-        say(f"warning: {of - found} of the first {of} {clips} lack the states.npy it was trained with: zeros stand in")
+        lack = f"{of - found} of {among(names, of, clips)} lack the states.npy it was trained with"
+        say(f"warning: {lack}: zeros stand in")
     if expected is False and found:
-        say(f"warning: {found} of the first {of} {clips} have a states.npy, but it was trained on clips without")
-    warn_of_dropped_actions(store, names, clips, say)
+        have = f"{found} of {among(names, of, clips)} have a states.npy"
+        say(f"warning: {have}, but it was trained on clips without")
 
 
 def warn_of_dropped_actions(store: ClipStore, names: Sequence[str], clips: str, say: Callable[[str], None]) -> None:
@@ -33,9 +42,14 @@ def warn_of_dropped_actions(store: ClipStore, names: Sequence[str], clips: str, 
     dropped, of = store.dropped_actions(names)
     if dropped:
         say(
-            f"warning: {dropped} of the first {of} {clips} have non-zero actions outside row 1, which "
+            f"warning: {dropped} of {among(names, of, clips)} have non-zero actions outside row 1, which "
             "data.action_alignment=impulse leaves out; per_timestep uses them"
         )
+
+
+def among(names: Sequence[str], looked_at: int, clips: str) -> str:
+    """The clips that were looked at, as a line calls them."""
+    return f"{looked_at} {'' if looked_at == len(names) else 'sampled '}{clips}"
 
 
 def readings_of(store: ClipStore, other: DataSettings) -> list[ClipStore]:
@@ -49,27 +63,32 @@ def readings_of(store: ClipStore, other: DataSettings) -> list[ClipStore]:
     return [ClipStore(store.folder, store.settings.model_copy(update=c), use_extrinsics=False) for c in changes]
 
 
-def held_out_here(readings: list[ClipStore], split: Split, adapted_on: set[str]) -> tuple[list[str], dict[str, str]]:
+def held_out_here(
+    store: ClipStore, readings: list[ClipStore], split: Split, adapted_on: set[str]
+) -> tuple[list[str], dict[str, str]]:
     """The held-out clips of a training run in its folder or a copy of it, and why others of them are left out; none
-    in any other folder.
+    in any other folder. readings: how the clips of `store` may be recognised.
 
     A folder is taken for the one trained on when most clips (a sample of them) with the names of training clips have
     their content (some may have been removed or changed since), whatever clip_start and clip_end select. Left out: a
-    held-out clip with the content of a training clip, one that the weights were adapted on, and one that training found
-    unreadable.
+    held-out clip that is gone, one that training found unreadable and that still is, one with the content of a training
+    clip, and one that the weights were adapted on.
     """
-    from hopecli.data.store import clip_names
+    from hopecli.data.folder import CLIP_NAME, clip_names, within
+    from hopecli.data.resumed_split import unreadable
 
-    store = readings[0]
     here = set(clip_names(store.folder).values())
     named = [name for name in split.train if name in here]
     named = named[:: len(named) // COMPARED_CLIPS + 1]  # evenly: to read all of a large folder would take long
     trained_on = set(split.fingerprints.values())
     if 2 * len(recognised(readings, named, trained_on)) <= len(named):
         return [], {}
-    selected = set(store.select().values())
-    held_out = [name for name in split.held_out if name in selected]
-    left_out = {name: split.skipped[name] for name in held_out if name in split.skipped}
+    numbers = {name: match for name in split.held_out if (match := CLIP_NAME.match(name))}
+    selected = [name for name, match in numbers.items() if within(int(match.group(1)), store.settings)]
+    left_out = {name: "it is not in the folder" for name in selected if name not in here}
+    held_out = [name for name in selected if name in here]
+    broken = unreadable(store, [name for name in held_out if name in split.skipped])
+    left_out |= {name: split.skipped[name] for name in broken}
     left_out |= dict.fromkeys(recognised(readings, held_out, adapted_on), "the weights were adapted on it")
     left_out |= dict.fromkeys(recognised(readings, held_out, trained_on), "it has the content of a training clip")
     return [name for name in held_out if name not in left_out], left_out

@@ -170,6 +170,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
 def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
+    from hopecli.cli.recognise import compare_states
     from hopecli.data.readers import readers_note
     from hopecli.data.split import read_split
     from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
@@ -218,6 +219,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         if processes != runtime.world and first_step < steps and runtime.is_main:
             before_and_now = f"{counted(processes, 'process', 'processes')}, now on {runtime.world}"
             say(f"note: the run was on {before_and_now}: it goes on, but not bit for bit as it would have")
+        if settings.uses_states and runtime.is_main:
+            compare_states(store, split.train, checkpoint.info.get("states"), say, "training clips")
         skipped = found.lost
         unreadable = set(before.unreadable)
     name = request.resolved.name

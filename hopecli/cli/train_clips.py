@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hopecli.cli.recognise import warn_of_dropped_actions
+from hopecli.cli.recognise import among, warn_of_dropped_actions
 from hopecli.errors import is_file, written
 
 if TYPE_CHECKING:
@@ -50,15 +50,16 @@ def find_clips(settings: Settings, run_dir: Path | None) -> FoundClips:
     if lost:
         name, reason = next(iter(lost.items()))
         say(f"{counted(len(lost), 'clip')} of the run skipped, the first {name}: {reason}")
-    warn_of_inputs(store, [name for name in split.train if name not in lost], say)
+    warn_of_inputs(store, [name for name in split.train if name not in lost], settings, say)
     return FoundClips(store, split, lost)
 
 
-def warn_of_inputs(store: ClipStore, train: Sequence[str], say: Callable[[str], None]) -> None:
+def warn_of_inputs(store: ClipStore, train: Sequence[str], settings: Settings, say: Callable[[str], None]) -> None:
     """Warn of training clips without the states of others, and of actions that the alignment leaves out."""
-    found, of = store.sampled_states(train)
+    found, of = store.sampled_states(train) if settings.uses_states else (0, 0)
     if 0 < found < of:
-        say(f"warning: {of - found} of the first {of} training clips lack the states.npy of the others: zeros stand in")
+        lack = f"{of - found} of {among(train, of, 'training clips')} lack the states.npy of the others"
+        say(f"warning: {lack}: zeros stand in")
     warn_of_dropped_actions(store, train, "training clips", say)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopecli.cli.checkpoints import TRAINING_KEYS, ChosenClips, Trained, held_out_or_all, load_trained
+from hopecli.cli.checkpoints import TRAINING_KEYS, Trained, held_out_or_all, load_trained
 from hopecli.cli.common import (
     DeviceOption,
     JsonOption,
@@ -24,8 +24,9 @@ from hopecli.cli.common import (
     start_runtime,
 )
 from hopecli.cli.results_folder import announce_replacing, results_folder
+from hopecli.cli.tta_identity import identity, mark_of
 from hopecli.cli.tta_report import report
-from hopecli.cli.tta_source import Source, find_source, fingerprinted
+from hopecli.cli.tta_source import find_source, fingerprinted
 from hopecli.errors import DeviceError, SettingsError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
     source = find_source(trained, request.source_data_dir, chosen, set(marks.values()), say)
     say_notes(s, request, groups, say)
     of_stream = marks | then
-    own = identity(trained, request, runtime, chosen, of_stream, source)
+    own = identity(trained, request.baselines, runtime, chosen, of_stream, source)
     if before is not None:  # before a mirror is opened
         require_same_stream(before, own, folder=chosen.store.folder, marks=of_stream, left_out=chosen.skipped)
     job = TtaJob(
@@ -181,6 +182,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         data=str(chosen.store.folder),
         clips_from=chosen.clips_from,
         overlap_with_training=chosen.overlap,
+        seen=chosen.seen,
         unreadable={**chosen.left_out, **chosen.skipped},
         source_label=None if source is None else source.label,
         adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
@@ -219,46 +221,6 @@ def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Calla
         )
 
 
-def identity(
-    trained: Trained,
-    request: Request,
-    runtime: Runtime,
-    chosen: ChosenClips,
-    marks: Mapping[str, str],
-    source: Source | None,
-) -> dict[str, Any]:
-    """What two commands must share for one to go on with the other's stream: all that a score depends on.
-
-    `trained`: loaded with its digest. `marks`: the fingerprints of the stream's clips.
-    """
-    from hopecli.data.fingerprint import fingerprints, readable_fingerprints
-    from hopecli.engine.tta_job import reading
-
-    s = trained.settings
-    mark = fingerprints if s.data.on_error == "error" else readable_fingerprints
-    source_marks = {} if source is None else mark(source.store, source.names)
-    return {
-        **{f"adaptation.{key}": v for key, v in s.adaptation.model_dump(mode="json", exclude={"save_every"}).items()},
-        **{f"data.{key}": value for key, value in reading(s).items()},
-        "objective.normalize_reps": s.objective.normalize_reps,
-        "objective.loss_exp": s.objective.loss_exp,
-        "device": runtime.choice.device,
-        "precision": runtime.choice.precision,
-        "checkpoint": trained.checkpoint.digest,
-        "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
-        "clips' content": _hash("\n".join(marks[name] for name in chosen.names).encode()),
-        "source": "" if source is None else _hash("\n".join([str(source.store.folder), *source.names]).encode()),
-        "source clips' content": "" if source is None else _hash("\n".join(source_marks.values()).encode()),
-        "baselines": ",".join(sorted(request.baselines)),
-    }
-
-
-def _hash(content: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
-
-
 def open_sink(trained: Trained, folder: Path, own: Mapping[str, Any], say: Callable[[str], None]) -> StreamSink:
     """The terminal, and the mirror: a run of its own for each stream (by its identity, `own`) under one name."""
     from hopecli.config.explain import to_tree
@@ -282,7 +244,7 @@ def open_sink(trained: Trained, folder: Path, own: Mapping[str, Any], say: Calla
         config=to_tree(s),
         say=say,
         label=label,
-        mark=_hash(repr(sorted(own.items())).encode())[:8],
+        mark=mark_of(own),
         record="per_clip.csv",
     )
     return StreamFanout([console, WandbStream(mirror)])

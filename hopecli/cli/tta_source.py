@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.checkpoints import ChosenClips, Trained, training_split
 from hopecli.cli.common import expanded
-from hopecli.cli.recognise import compare_inputs, readings_of, recognised
+from hopecli.cli.recognise import compare_inputs, held_out_here, readings_of, recognised
 from hopecli.errors import DataError, HopeError, SettingsError
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def fingerprinted(
     be read, or when more than data.max_skipped of them are left out.
     """
     from hopecli.data.fingerprint import fingerprints, fingerprints_or_errors
+    from hopecli.data.folder import clip_names
     from hopecli.data.resumed_split import spoilt
     from hopecli.data.split import check_skipped, count_defects
-    from hopecli.data.store import clip_names
 
     store, d = chosen.store, chosen.store.settings
     clips: dict[str, str] = {} if before is None else before.get("clips", {})
@@ -95,11 +95,14 @@ def find_source(
         say("note: the stream is the held-out part itself, so forgetting is not measured (give --source-data-dir)")
         return None
     try:
-        settings = trained.trained_under.data
+        s = trained.settings
+        as_now = {key: getattr(s.data, key) for key in ("on_error", "max_skipped", "workers")}
+        settings = trained.trained_under.data.model_copy(update=as_now)
         store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
         split = training_split(trained, say)
-        held_out = [] if split is None else list(usable_clips(store, among=split.held_out)[0].values())
-        s = trained.settings
+        held_out = [] if split is None else _held_out(store, split, s.data)
+        if held_out:
+            held_out = list(usable_clips(store, among=held_out)[0].values())
         plan = make_plan(s.adaptation, s.objective, s.data.num_timesteps)
         needed = plan.context_frames + plan.horizon
         lengths = {name: store.check(name) for name in held_out} if needed > settings.num_timesteps else {}
@@ -107,7 +110,8 @@ def find_source(
         say(f"note: forgetting is not measured: {error}")
         return None
     if not held_out:
-        say("note: forgetting is not measured: the checkpoint's held-out clips are not known (give --source-data-dir)")
+        what = "are not known" if split is None else f"are not in {store.folder}"
+        say(f"note: forgetting is not measured: the checkpoint's held-out clips {what} (give --source-data-dir)")
         return None
     label = "held out from training"
     if lengths:  # the stream is longer than the clips that training read
@@ -135,6 +139,14 @@ def find_source(
     if other:
         say(f"note: the source clips are read as in training, with {', '.join(other)}")
     return Source(store, names, f"{label}{_left_out(left_out, say)}")
+
+
+def _held_out(store: ClipStore, split: Split, now: DataSettings) -> list[str]:
+    """The held-out clips of the training run, as far as the folder still holds them; built-in clips are what they were
+    by their settings."""
+    if store.settings.source == "physics":
+        return list(split.held_out)
+    return held_out_here(store, readings_of(store, now), split, set())[0]
 
 
 def _readable(
@@ -185,7 +197,7 @@ def _given(
             value=str(store.folder),
             fix="give clips of the training domain that are not, or leave it out",
         )
-    compare_inputs(store, names, trained.checkpoint.info.get("states"), say, "source clips")
+    compare_inputs(store, names, trained.with_states, say, "source clips")
     label = f"{store.folder}{_left_out(left_out, say)}"
     split: Split | None = training_split(trained, say)
     known = 0 if split is None else len(recognised([store], names, set(split.fingerprints.values())))

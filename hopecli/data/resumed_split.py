@@ -66,15 +66,15 @@ def resumed_split(
 def spoilt(store: ClipStore, marks: Mapping[str, str], before: Mapping[str, str]) -> dict[str, DataError]:
     """The errors of clips whose fingerprint was another `before` and which cannot be read as a whole."""
     changed = [name for name, mark in marks.items() if mark != before.get(name, mark)]
-    return _errors(store, changed)
+    return unreadable(store, changed)
 
 
 def _still_unreadable(store: ClipStore, before: Split, here: set[str]) -> dict[str, str]:
     """Those of the clips `here` that training has skipped and that can still not be read, with the reason it gave."""
-    return {name: before.skipped[name] for name in _errors(store, [name for name in before.skipped if name in here])}
+    return {name: before.skipped[name] for name in unreadable(store, [name for name in before.skipped if name in here])}
 
 
-def _errors(store: ClipStore, names: Sequence[str]) -> dict[str, DataError]:
+def unreadable(store: ClipStore, names: Sequence[str]) -> dict[str, DataError]:
     """The errors of those of the clips that cannot be read as a whole."""
 
     def error_of(name: str) -> DataError | None:

@@ -16,9 +16,9 @@ import numpy as np
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.each import each
+from hopecli.data.folder import CLIP_NAME, EXPECTED_TREE
 from hopecli.data.physics import FRAMES
 from hopecli.data.staging import hidden_name
-from hopecli.data.store import CLIP_NAME, EXPECTED_TREE
 from hopecli.errors import DataError, SettingsError, is_dir, is_file, written
 
 # Counts up whenever the simulation, renderer or encoder changes, so that old caches are not reused.

@@ -1,4 +1,4 @@
-"""Clips on disk: finding, checking and reading them.
+"""Clips on disk: checking and reading them.
 
 data_dir/clip_00001/feature_maps/vjepa2_vitl16.npy    [T*N, D] or [T, N, D] or [T, gh, gw, D]; float16 or float32
 data_dir/clip_00001/actions_states/actions.npy        [T_original, A]
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,12 @@ import torch
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops, original_row_counts
+from hopecli.data.folder import clip_names, select_ids
 from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_array, read_header
-from hopecli.errors import DataError, accessed, is_dir
+from hopecli.errors import DataError, accessed
 
 _ROW_FILES = ("actions", "states", "extrinsics")
 SAMPLED_CLIPS = 64  # enough to warn of what is the same in most clips
-CLIP_NAME = re.compile(r"clip_(\d+)$")
-EXPECTED_TREE = (
-    "expected DIR/clip_00001/feature_maps/<feature_map>.npy [T*N, D] and "
-    "DIR/clip_00001/actions_states/actions.npy [T_original, A]"
-)
 
 
 @dataclass(frozen=True)
@@ -55,52 +50,9 @@ class ClipHeaders(NamedTuple):
     extrinsics: ArrayHeader | None
 
 
-def numbered_clips(folder: Path) -> list[tuple[int, str]]:
-    """(id, name) of every clip folder, ascending; DataError when the folder or its clips are missing."""
-    with accessed(folder, kind=DataError):
-        if not is_dir(folder):
-            fix = f"check the path; {EXPECTED_TREE}"
-            raise DataError("no such folder of clips", where=str(folder), fix=fix)
-        with os.scandir(folder) as entries:
-            matches = [(CLIP_NAME.match(entry.name), entry) for entry in entries]
-            found = [(int(match.group(1)), entry.name) for match, entry in matches if match and _is_clip(entry)]
-    if not found:
-        raise DataError("no clip_NNNNN folders in it", where=str(folder), fix=EXPECTED_TREE)
-    return sorted(found)
-
-
-def _is_clip(entry: os.DirEntry[str]) -> bool:
-    """A folder, or a link that leads nowhere: a clip of a lost mount must be found missing, not left out unseen."""
-    return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
-
-
-def clip_names(folder: Path) -> dict[int, str]:
-    """Clip folders by numeric id, in ascending order; DataError when there are none or two share an id."""
-    found: dict[int, str] = {}
-    for number, name in numbered_clips(folder):
-        if number in found:
-            names = f"{found[number]} and {name}"
-            raise DataError("two clips have the same id", where=str(folder), value=names, fix="rename one of them")
-        found[number] = name
-    return found
-
-
-def select_ids(ids: Iterable[int], settings: DataSettings, *, where: str) -> list[int]:
-    """Those of the ids with clip_start <= id < clip_end, ascending; DataError, naming `where`, when there are none."""
-    known = sorted(ids)
-    start, end = settings.clip_start, settings.clip_end
-    chosen = [i for i in known if (start is None or i >= start) and (end is None or i < end)]
-    if not chosen:
-        bounds = [
-            f"data.{key}={value}" for key, value in (("clip_start", start), ("clip_end", end)) if value is not None
-        ]
-        raise DataError(
-            f"no clip has an id within {' '.join(bounds)}",
-            where=where,
-            value=f"ids {known[0]} to {known[-1]}",
-            fix="change data.clip_start or data.clip_end",
-        )
-    return chosen
+def _evenly(names: Sequence[str]) -> Sequence[str]:
+    """All of the names, or SAMPLED_CLIPS at most, spread over them: folders are often made of parts of one kind."""
+    return names[:: -(-len(names) // SAMPLED_CLIPS)] if names else names
 
 
 class ClipStore:
@@ -185,9 +137,9 @@ class ClipStore:
         return Sample(name, torch.from_numpy(features), torch.from_numpy(actions), torch.from_numpy(states), extrinsics)
 
     def dropped_actions(self, names: Sequence[str]) -> tuple[int, int]:
-        """How many of the first SAMPLED_CLIPS have non-zero action rows that data.action_alignment leaves out as no
-        impulse, and how many these are."""
-        sample = names[:SAMPLED_CLIPS]
+        """How many of the clips (a sample of them, where there are more than SAMPLED_CLIPS) have non-zero action rows
+        that data.action_alignment leaves out as no impulse, and of how many."""
+        sample = _evenly(names)
         dropped = 0
         for name in sample if self.settings.action_alignment == "impulse" else ():
             with suppress(DataError):  # whoever reads the clip says so
@@ -195,8 +147,8 @@ class ClipStore:
         return dropped, len(sample)
 
     def sampled_states(self, names: Sequence[str]) -> tuple[int, int]:
-        """How many of the first SAMPLED_CLIPS have states, and how many these are; without, zeros stand in."""
-        sample = names[:SAMPLED_CLIPS]
+        """How many of the clips, sampled likewise, have states, and of how many; without, zeros stand in."""
+        sample = _evenly(names)
         return sum(os.path.lexists(self.paths(name)[2]) for name in sample), len(sample)
 
     def read_actions(self, name: str) -> torch.Tensor:

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from hopecli.config.schema import DataSettings
+from hopecli.data.folder import numbered_clips
 from hopecli.data.headers import ClipProblem
-from hopecli.data.store import ClipStore, numbered_clips
+from hopecli.data.store import ClipStore
 from hopecli.data.survey import ActionFacts, Geometry, IdFacts, Pictures, StorageFacts, Survey, Surveyed
 from hopecli.data.survey_actions import SCATTER_POINTS, even_share
 from hopecli.data.survey_content import NORM_POINTS, FeatureTally, pca_images

@@ -49,7 +49,7 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
                 candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
             file = next((candidate for candidate in candidates if is_file(candidate)), None)
             if file is not None:
-                return file, next((p for p in file.resolve().parents if _is_run(p)), None)
+                return file, _run_of(file)
             found = "no checkpoint in it" if exists(path) else "no such file or directory"
     raise CheckpointError(
         found, where=str(path), fix="give a run directory, a checkpoint directory or a .safetensors file"
@@ -62,6 +62,12 @@ def epoch_folders(checkpoints: Path) -> list[Path]:
         found = [path for path in checkpoints.iterdir() if path.name.startswith("epoch_")]
         return sorted(found, key=lambda path: (len(path.name), path.name))  # 9999 before 10000
     return []
+
+
+def _run_of(file: Path) -> Path | None:
+    """The run directory that a file lies in; one that links to a checkpoint elsewhere is its run too."""
+    places = (*file.resolve().parents, *Path(os.path.abspath(file)).parents)
+    return next((folder for folder in places if _is_run(folder)), None)
 
 
 def _is_run(folder: Path) -> bool:

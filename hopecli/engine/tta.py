@@ -203,7 +203,7 @@ class _Stream:
                 self.save()
                 job.sink.message("the stream up to this clip is saved; once the clip is mended, go on with --resume")
             raise
-        self._skip(name, str(error))
+        self._skip(name, error.what)
 
     def _skip(self, name: str, reason: str) -> None:
         if name not in self.record.skipped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -21,7 +21,8 @@ from hopecli.models.build import count_parameters
 
 @dataclass(frozen=True)
 class StreamFacts:
-    """Where checkpoint and clips come from, for the record; fingerprints: content hash per clip name of the stream."""
+    """Where checkpoint and clips come from, for the record; fingerprints: content hash per clip name of the stream;
+    seen: clips that count in overlap_with_training, unless they cannot be read."""
 
     checkpoint: str
     data: str
@@ -32,11 +33,12 @@ class StreamFacts:
     adapted_parameters: int
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_seed: int | None = None
+    seen: Set[str] = frozenset()
 
 
 def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> TtaResults:
     """Results of a stream, complete or not; DataError when not one clip was scored."""
-    rows, a = record.rows, job.settings.adaptation
+    rows, a, overlap = record.rows, job.settings.adaptation, facts.overlap_with_training
     if not rows:
         reasons = "; ".join(list(record.skipped.values())[:3])
         raise DataError("none of the clips could be scored", value=reasons or f"{len(job.names)} clips")
@@ -66,7 +68,7 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         read_as=reading(job.settings),
         clips=len(names),
         clips_from=facts.clips_from,
-        overlap_with_training=facts.overlap_with_training,
+        overlap_with_training=None if overlap is None else overlap - len(facts.seen & record.skipped.keys()),
         complete=record.order == len(order_seeds(job.settings)),
         loss_online=interval(online, weights),
         loss_frozen=interval(frozen, weights),

@@ -223,7 +223,7 @@ def test_actions_that_the_default_alignment_leaves_out_are_announced(tmp_path: P
         file = tmp_path / f"clips/clip_{number:05d}/actions_states/actions.npy"
         np.save(file, np.ones_like(np.load(file)))
     outcome = hope(command, tmp_path)
-    assert "warning: 2 of the first 9 training clips have non-zero actions outside row 1" in outcome.err
+    assert "warning: 2 of 9 training clips have non-zero actions outside row 1" in outcome.err
     assert "leaves out" not in hope([*command, "data.action_alignment=per_timestep"], tmp_path).err
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 
 from hopecli.cli.checkpoints import held_out_or_all, load_trained
 from hopecli.cli.common import start_runtime
-from hopecli.cli.tta import Request, identity
+from hopecli.cli.tta_identity import identity
+from hopecli.cli.tta_source import find_source
 from hopecli.data.fingerprint import fingerprints
 from hopecli.data.make_clips import make_clips
 from hopecli.engine.tta_state import STATE_FILE
@@ -91,17 +93,15 @@ def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
     runtime = start_runtime("cpu", "fp32", quiet=True)
     chosen = held_out_or_all(trained, "auto", lambda text: None)
-    request = Request(None, None, ["frozen"], False, None)
     marks = fingerprints(chosen.store, chosen.names)
 
-    def differing(device: Any = "cpu", precision: Any = "fp32", **asked: Any) -> set[str]:
+    def differing(device: Any = "cpu", precision: Any = "fp32", baselines: Sequence[str] = ("frozen",)) -> set[str]:
         other = replace(runtime, choice=replace(runtime.choice, device=device, precision=precision))
-        mine = identity(trained, request, runtime, chosen, marks, None)
-        found = identity(trained, replace(request, **asked), other, chosen, marks, None)
+        mine = identity(trained, ["frozen"], runtime, chosen, marks, None)
+        found = identity(trained, baselines, other, chosen, marks, None)
         return {key for key in {*mine, *found} if mine.get(key) != found.get(key)}
 
     assert differing() == set()
-    assert differing(resume=True, name="another", preset="another") == set()  # these change no score
     assert differing(precision="bf16") == {"precision"}
     assert differing(device="cuda") == {"device"}
     assert differing(baselines=["frozen", "periodic_reset"]) == {"baselines"}
@@ -115,8 +115,7 @@ def test_the_weights_are_those_that_were_read_whatever_takes_their_name_later(st
     shutil.copy(earlier, file)
     runtime = start_runtime("cpu", "fp32", quiet=True)
     chosen = held_out_or_all(trained, "auto", lambda text: None)
-    request = Request(None, None, ["frozen"], False, None)
-    found = identity(trained, request, runtime, chosen, fingerprints(chosen.store, chosen.names), None)
+    found = identity(trained, ["frozen"], runtime, chosen, fingerprints(chosen.store, chosen.names), None)
     assert found["checkpoint"] == hashlib.sha256(last.read_bytes()).hexdigest()
 
 
@@ -130,6 +129,19 @@ def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
         changed.write_bytes(before)
     assert other.code == 4, other.err
     assert "the interrupted stream had other clips (got 'clip_00002 has other content')" in other.err
+
+
+def test_another_spelling_of_the_source_folder_is_the_same_stream(stopped: Stopped) -> None:
+    trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
+    runtime = start_runtime("cpu", "fp32", quiet=True)
+    chosen = held_out_or_all(trained, "auto", lambda text: None)
+    marks = fingerprints(chosen.store, chosen.names)
+    found = []
+    for folder in (stopped.others, Path(os.path.relpath(stopped.others))):
+        source = find_source(trained, str(folder), chosen, set(marks.values()), lambda text: None)
+        assert source is not None
+        found.append(identity(trained, ["frozen"], runtime, chosen, marks, source))
+    assert found[0] == found[1]
 
 
 def test_a_refused_stream_opens_no_mirror(stopped: Stopped) -> None:

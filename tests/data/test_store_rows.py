@@ -61,14 +61,20 @@ def test_actions_read_alone_are_those_of_the_clip_and_finite(tmp_path: Path) -> 
             assert store.read_actions(name).isfinite().all()
 
 
-def test_what_is_the_same_in_most_clips_is_told_from_the_first_64(tmp_path: Path) -> None:
-    still = np.zeros((6, 2), np.float32)
-    write_clips(tmp_path, range(70))
-    write_clip(tmp_path, 0, states=count_rows(6), actions=still)
-    write_clip(tmp_path, 69, states=count_rows(6), actions=still)
-    names = [f"clip_{number:05d}" for number in range(70)]
+def test_what_is_the_same_in_most_clips_is_told_from_a_sample_of_all_parts(tmp_path: Path) -> None:
+    """The first 70 clips are pushed once and have no states, the last 70 move all the time and have."""
+    once = np.zeros((6, 2), np.float32)
+    once[1] = 1.0
+    write_clips(tmp_path, range(140))
+    for number in range(70):
+        write_clip(tmp_path, number, actions=once)
+        write_clip(tmp_path, number + 70, states=count_rows(6))
+    names = [f"clip_{number:05d}" for number in range(140)]
     store = ClipStore(tmp_path, data_settings(), use_extrinsics=False)
-    assert store.sampled_states(names) == (1, 64)
-    assert store.dropped_actions(names) == (63, 64)
+    assert store.sampled_states(names) == (23, 47)
+    assert store.dropped_actions(names) == (23, 47)
+    assert store.sampled_states(names[:64]) == (0, 64)
+    assert store.sampled_states(names[70:]) == (35, 35)
+    assert store.sampled_states([]) == (0, 0)
     other = ClipStore(tmp_path, data_settings({"action_alignment": "per_timestep"}), use_extrinsics=False)
-    assert other.dropped_actions(names) == (0, 64)
+    assert other.dropped_actions(names) == (0, 47)

@@ -36,6 +36,11 @@ class Settings(Section):
         """Whether the model is given extrinsics; kinds without the setting never are."""
         return getattr(self.model, "use_extrinsics", False)
 
+    @property
+    def uses_states(self) -> bool:
+        """Whether the model reads states; the baselines do not."""
+        return isinstance(self.model, ViTACSettings | HopeSettings)
+
 
 __all__ = [
     "AdaptationSettings",
