@@ -32,24 +32,33 @@ def list_presets() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def find_preset(name: str, *, beside: Path | None = None, where: str = "--preset") -> Path:
-    """The file of a preset given by path or by name; `beside` is searched first (for `extends`); `where` gave it."""
+def find_preset(name: str, *, extending: Path | None = None, where: str = "--preset") -> Path:
+    """The file of a preset given by path or by name; `where` gave it.
+
+    extending: the preset whose parent is wanted. Beside it is searched first, and another preset of its name goes
+    before itself: one's own `quickstart` may extend the packaged one.
+    """
     given = Path(name)
     if given.suffix in (".yaml", ".yml") or given.parent != Path("."):
-        for path in [given] if beside is None or given.is_absolute() else [beside / given, given]:
+        for path in [given] if extending is None or given.is_absolute() else [extending.parent / given, given]:
             with accessed(path, kind=SettingsError):
                 if is_file(path):
                     return path
         raise SettingsError("no such preset file", where=where, value=name, fix="give a path to a .yaml file")
-    folders = preset_folders() if beside is None else [beside, *preset_folders()]
+    folders = preset_folders() if extending is None else [extending.parent, *preset_folders()]
     closed: OSError | None = None
+    itself: Path | None = None
     for folder in folders:
         path = folder / f"{name}.yaml"
         try:
             if is_file(path):
-                return path
+                if extending is None or path.resolve() != extending.resolve():
+                    return path
+                itself = path
         except OSError as error:  # another folder may have it; a name too long for a file is in none
             closed = closed if error.errno == errno.ENAMETOOLONG else error
+    if itself is not None:
+        return itself
     if closed is not None:
         reason = f"cannot be read: {closed.strerror or closed}"
         raise SettingsError(reason, where=str(closed.filename), fix=CHECK_ACCESS) from closed

@@ -101,14 +101,15 @@ def _read_chain(path: Path, children: tuple[Path, ...]) -> tuple[Tree, Origins]:
         base: Tree = {}
         origins: Origins = {}
     elif isinstance(parent, str):
-        parent_path = find_preset(parent, beside=path.parent, where=f"{path}: extends")
+        parent_path = find_preset(parent, extending=path, where=f"{path}: extends")
         base, origins = _read_chain(parent_path, (*children, path.resolve()))
         base.pop("description", None)
     else:
         raise SettingsError("extends takes one preset name", where=str(path), value=parent)
     tree = merge(base, own)
     origins = {key: origins[key] for key in _leaves(tree) if key in origins}
-    origins.update(dict.fromkeys(_leaves(own), path.stem))
+    name = str(path) if any(child.stem == path.stem for child in children) else path.stem
+    origins.update(dict.fromkeys(_leaves(own), name))
     return tree, origins
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hopecli.data.align import as_float32, original_row_counts
+from hopecli.data.align import as_float32
 
 SCATTER_POINTS = 4000
 # Above this share of clips with one push at row 1, the others are the exception worth naming.
@@ -109,8 +109,8 @@ class ActionTally:
         """The clips of the most common width."""
         return None if self.width is None else self.widths[self.width]
 
-    def facts(self, alignments: dict[str, int], frames: int | None) -> ActionFacts:
-        """Sums as facts; `frames` is the most common T, `alignments` are counts over clips of the usual width."""
+    def facts(self, alignments: dict[str, int]) -> ActionFacts:
+        """Sums as facts; `alignments` are counts over clips of the usual width."""
         usual = self.usual
         if usual is None:
             return ActionFacts(None, {}, None, alignments, None, None, (), None, None)
@@ -120,7 +120,7 @@ class ActionTally:
         return ActionFacts(
             width=self.width,
             rows=dict(sorted(usual.rows.items())),
-            original_frames=most_rows if frames is not None and most_rows in original_row_counts(frames) else None,
+            original_frames=most_rows if alignments.get("impulse", 0) > alignments.get("as_is", 0) else None,
             alignments=alignments,
             suggested_alignment=suggestion,
             suggested_because=reason,

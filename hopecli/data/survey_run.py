@@ -64,7 +64,7 @@ def survey_folder(
     look = look_at(folder, unique, feature_map, points=SCATTER_POINTS if pictures else 0, on_progress=on_progress)
     geometry = look.shapes.geometry(known_grids)
     alignments = look.shapes.alignments(geometry.patches, look.actions.width)
-    actions = look.actions.facts(alignments, geometry.frames)
+    actions = look.actions.facts(alignments)
     settings = training_settings(geometry, actions, look.feature_map, num_timesteps, shorten=shorten)
     _collected_earlier(findings, look, actions)
     store = ClipStore(folder, settings, use_extrinsics=False)

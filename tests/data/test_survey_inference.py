@@ -76,6 +76,14 @@ def test_alignment_is_suggested_from_the_data(rows: int, at: tuple[int, ...], su
     assert actions.original_frames == (rows if suggested != "as_is" else None)
 
 
+def test_rows_of_original_frames_are_told_where_lengths_differ(tmp_path: Path) -> None:
+    """The most common number of rows, 9, is none of the most common length, 3 frames."""
+    for number, (frames, rows) in enumerate([(3, 6), (3, 7), (3, 7), (4, 9), (4, 9), (4, 9), (5, 10), (3, 6)]):
+        write_clip(tmp_path, number, features=make_features(number, frames), actions=push_rows(rows, (1,)))
+    actions = survey(tmp_path).actions
+    assert (actions.original_frames, actions.suggested_alignment) == (9, "impulse")
+
+
 @pytest.mark.parametrize(
     ("pushed", "elsewhere", "still", "suggested", "because"),
     [
