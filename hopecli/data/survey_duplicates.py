@@ -31,6 +31,11 @@ class Duplicates:
     unreadable: dict[str, DataError]
 
 
+def fingerprint_of(store: ClipStore, name: str) -> bytes:
+    """That of a clip whose headers are sound; DataError when its content cannot be read."""
+    return bytes.fromhex(fingerprints(store, [name])[name])
+
+
 class Fingerprints:
     """A few bytes per clip."""
 
@@ -38,9 +43,8 @@ class Fingerprints:
         self._first: dict[bytes, str] = {}
         self._same: dict[bytes, list[str]] = {}
 
-    def add(self, store: ClipStore, name: str) -> None:
-        """Fingerprint a clip whose headers are sound; DataError when its content cannot be read."""
-        mark = bytes.fromhex(fingerprints(store, [name])[name])
+    def add(self, name: str, mark: bytes) -> None:
+        """Remember a clip's fingerprint."""
         if mark in self._first:
             self._same.setdefault(mark, [self._first[mark]]).append(name)
         else:

@@ -10,13 +10,15 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import align_per_frame, as_float32
-from hopecli.data.headers import ClipProblem, check_finite, map_array, read_array, read_header
+from hopecli.data.each import each
+from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_array, read_header
 from hopecli.data.store import ClipStore
 from hopecli.data.survey_actions import ActionTally, even_share
 from hopecli.data.survey_shapes import Shapes
@@ -47,39 +49,61 @@ def look_at(
 ) -> Look:
     """Headers, sizes and actions of every clip, at most `points` action rows of all clips together for the picture;
     what cannot be read is left to the check that follows."""
-    look = Look(feature_map or find_feature_map(folder, list(clips.values())))
+    names = list(clips.values())
+    look = Look(feature_map or find_feature_map(folder, names))
     settings = DataSettings.model_validate({"feature_map": look.feature_map})
     store = ClipStore(folder, settings, use_extrinsics=False)
-    for done, name in enumerate(clips.values(), start=1):
-        _look(store, name, look, even_share(points, done - 1, len(clips)))
-        on_progress("reading headers", done, len(clips))
+    for done, (name, found) in enumerate(zip(names, each(partial(_read, store), names), strict=True), start=1):
+        _add(name, found, look, even_share(points, done - 1, len(names)))
+        on_progress("reading headers", done, len(names))
     return look
 
 
-def _look(store: ClipStore, name: str, look: Look, points: int) -> None:
+@dataclass(frozen=True)
+class _Found:
+    """Sizes in bytes of the features, actions, states and extrinsics (None: not there); the shape of the actions and,
+    where they are all finite, their values; the header of the features. None is what cannot be read."""
+
+    sizes: list[int | None]
+    shape: tuple[int, int] | None
+    actions: np.ndarray | None
+    not_finite: bool
+    features: ArrayHeader | None
+
+
+def _read(store: ClipStore, name: str) -> _Found:
     features, actions, *optional = store.paths(name)
     sizes = [_size(path) for path in (features, actions, *optional)]
-    look.bytes += sum(size or 0 for size in sizes)
-    look.states += sizes[2] is not None
-    look.extrinsics += sizes[3] is not None
-    shape = None
+    shape = values = header = None
+    not_finite = False
     if sizes[1] is not None:
         try:
-            header = read_header(actions, clip=name)
-            if len(header.shape) == 2 and header.dtype.kind in "fiu" and header.shape[1] > 0:
-                shape = header.shape[0], header.shape[1]
-                values = read_array(actions, header)
-                check_finite("actions", as_float32(values), clip=name)
-                if shape[0]:
-                    look.actions.add(name, values, points=points)
+            rows = read_header(actions, clip=name)
+            if len(rows.shape) == 2 and rows.dtype.kind in "fiu" and rows.shape[1] > 0:
+                shape = rows.shape[0], rows.shape[1]
+                read = read_array(actions, rows)
+                check_finite("actions", as_float32(read), clip=name)
+                values = read
         except ClipProblem as problem:
-            if problem.code == "not_finite":
-                look.bad_actions.add(name)
+            not_finite = problem.code == "not_finite"
         except OSError:
             pass
     if sizes[0] is not None:
         with contextlib.suppress(ClipProblem):
-            look.shapes.add(name, read_header(features, clip=name), shape)
+            header = read_header(features, clip=name)
+    return _Found(sizes, shape, values, not_finite, header)
+
+
+def _add(name: str, found: _Found, look: Look, points: int) -> None:
+    look.bytes += sum(size or 0 for size in found.sizes)
+    look.states += found.sizes[2] is not None
+    look.extrinsics += found.sizes[3] is not None
+    if found.actions is not None and len(found.actions):
+        look.actions.add(name, found.actions, points=points)
+    if found.not_finite:
+        look.bad_actions.add(name)
+    if found.features is not None:
+        look.shapes.add(name, found.features, found.shape)
 
 
 def _size(path: Path) -> int | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +21,10 @@ from hopecli.data.headers import ClipProblem
 from hopecli.data.store import ClipStore
 from hopecli.data.survey import ActionFacts, Geometry, IdFacts, Pictures, StorageFacts, Survey, Surveyed
 from hopecli.data.survey_actions import SCATTER_POINTS, even_share
+from hopecli.data.survey_check import check_all
 from hopecli.data.survey_content import NORM_POINTS, FeatureTally, pca_images
-from hopecli.data.survey_duplicates import Fingerprints
 from hopecli.data.survey_files import Look, look_at, read_content
 from hopecli.data.survey_findings import CODES, Findings
-from hopecli.errors import DataError, exists
 
 Progress = Callable[[str, int, int], None]
 LISTED_GAPS = 10
@@ -68,7 +66,7 @@ def survey_folder(
     settings = training_settings(geometry, actions, look.feature_map, num_timesteps, shorten=shorten)
     _collected_earlier(findings, look, actions)
     store = ClipStore(folder, settings, use_extrinsics=False)
-    checked = _check_all(store, unique, look, findings, on_progress)
+    checked = check_all(store, unique, look, findings, on_progress)
     clean, fingerprints = checked.clean, checked.fingerprints
     names = list(clean.values())
     chosen = names if deep or sample >= len(names) else [names[i] for i in _evenly(sample, len(names))]
@@ -148,61 +146,6 @@ def _collected_earlier(findings: Findings, look: Look, actions: ActionFacts) -> 
     for dtype in others:  # one at most: other dtypes are errors
         count, clips = look.shapes.dtypes[dtype], look.shapes.dtype_clips[dtype]
         findings.add_many("mixed_dtypes", count, clips, f"{dtype} among {usual}")
-
-
-@dataclass
-class _Checked:
-    """clean: clips without a defect. frames: T of these and of those that are only too short for the settings.
-    defective: T of others, where it is known. no_extrinsics: ids among `frames` without usable ones. fingerprints: of
-    all that could be read."""
-
-    clean: dict[int, str] = field(default_factory=dict)
-    frames: dict[int, int] = field(default_factory=dict)
-    defective: dict[int, int] = field(default_factory=dict)
-    no_extrinsics: set[int] = field(default_factory=set)
-    fingerprints: Fingerprints = field(default_factory=Fingerprints)
-
-
-def _check_all(
-    store: ClipStore, clips: dict[int, str], look: Look, findings: Findings, on_progress: Progress
-) -> _Checked:
-    """Training's check on every clip."""
-    any_length = store.settings.model_copy(update={"num_timesteps": 1})
-    of_any_length = ClipStore(store.folder, any_length, use_extrinsics=False)
-    with_extrinsics = ClipStore(store.folder, any_length, use_extrinsics=True)
-    found = _Checked()
-    for done, (number, name) in enumerate(clips.items(), start=1):
-        states = store.paths(name)[2]
-        try:
-            count = store.check(name)
-            if name in look.bad_actions:
-                store.read_actions(name)  # raises where training would
-                findings.add("not_finite_unused", name, "actions hold NaN or infinite values")
-            found.fingerprints.add(store, name)
-        except DataError as problem:
-            findings.add_problem(problem, name)
-            with suppress(DataError, OSError):
-                found.defective[number] = of_any_length.frames(name)
-            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames" and name not in look.bad_actions:
-                with suppress(DataError, OSError):
-                    of_any_length.check(name)
-                    found.frames[number] = found.defective.pop(number)
-        except OSError as error:
-            findings.add("unreadable", name, str(error))
-        else:
-            found.clean[number], found.frames[number] = name, count
-            if look.states and not exists(states):
-                findings.add("missing_states", name, "states.npy is missing")
-        if look.extrinsics and number in found.frames:
-            try:
-                with_extrinsics.check(name)
-            except ClipProblem as problem:
-                found.no_extrinsics.add(number)
-                if number in found.clean:
-                    code = "missing_extrinsics" if problem.code == "missing_extrinsics" else "extrinsics_unusable"
-                    findings.add(code, name, problem.what)
-        on_progress("checking clips", done, len(clips))
-    return found
 
 
 @dataclass
