@@ -16,11 +16,19 @@ from hopecli.errors import DataError
 NAMES = [f"clip_{i:05d}" for i in range(1000)]
 
 
+def wait(name: str) -> None:
+    """Longer than quick work takes, in the first block of clips: those that follow are shared out."""
+    if name in NAMES[:64]:
+        time.sleep(0.003)
+
+
+@pytest.mark.parametrize("waits", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])
-def test_results_come_in_order(count: int) -> None:
+def test_results_come_in_order(count: int, waits: bool) -> None:
     def work(name: str) -> str:
-        if name.endswith("0"):
-            time.sleep(0.001)
+        if waits:
+            wait(name)
+            time.sleep(0.001 * name.endswith("0"))
         return name.upper()
 
     told: list[tuple[int, int]] = []
@@ -32,13 +40,28 @@ def test_results_come_in_order(count: int) -> None:
 
 def test_many_wait_at_the_same_time() -> None:
     together = threading.Barrier(READERS, timeout=30)  # breaks unless so many are at work at once
-    first = set(NAMES[::16][:READERS])
+    first = set(NAMES[64::16][:READERS])
 
     def work(name: str) -> None:
+        wait(name)
         if name in first:
             together.wait()
 
     list(each(work, NAMES))
+
+
+def test_work_that_gets_slow_later_is_shared_out_then() -> None:
+    """As with a folder of which some clips lie on another disk."""
+    threads: dict[str, str] = {}
+
+    def work(name: str) -> None:
+        threads[name] = threading.current_thread().name
+        if name in NAMES[128:192]:
+            time.sleep(0.003)
+
+    list(each(work, NAMES))
+    assert {threads[name] for name in NAMES[:64]} == {threading.current_thread().name}
+    assert all(threads[name].startswith("clips") for name in NAMES[192:])
 
 
 def test_the_first_error_in_order_ends_the_work() -> None:
@@ -46,11 +69,12 @@ def test_the_first_error_in_order_ends_the_work() -> None:
 
     def work(name: str) -> None:
         done.append(name)
-        if name in (NAMES[3], NAMES[100]):
-            time.sleep(0.05 if name == NAMES[3] else 0)  # the later one is found first
+        wait(name)
+        if name in (NAMES[70], NAMES[100]):
+            time.sleep(0.05 if name == NAMES[70] else 0)  # the later one is found first
             raise DataError("broken", where=name)
 
-    with pytest.raises(DataError, match="clip_00003: broken"):
+    with pytest.raises(DataError, match="clip_00070: broken"):
         list(each(work, NAMES))
     assert len(done) < len(NAMES)
 
