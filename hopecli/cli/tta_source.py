@@ -110,7 +110,7 @@ def find_source(
         say(f"note: forgetting is not measured: {error}")
         return None
     if not held_out:
-        what = "are not known" if split is None else f"are not in {store.folder}"
+        what = "are not known" if split is None else f"are not in {store.folder} as they were"
         say(f"note: forgetting is not measured: the checkpoint's held-out clips {what} (give --source-data-dir)")
         return None
     label = "held out from training"
