@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.common import check_built_in, data_overrides, gives_clips, override, with_data_folder
-from hopecli.cli.recognise import all_readable, compare_inputs, held_out_here, readings_of, recognised
+from hopecli.cli.recognise import GONE, all_readable, compare_inputs, held_out_here, readings_of, recognised
 from hopecli.cli.resume import newest_run
 from hopecli.errors import CheckpointError, HopeError, SettingsError, accessed, exists, is_file
 
@@ -220,11 +220,12 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     held_out, left_out = ([], {}) if split is None else held_out_here(store, readings, split, adapted_on)
     reasons = ", ".join(dict.fromkeys(left_out.values()))
     if which == "held_out" and not held_out and left_out:
+        elsewhere = "give the training folder with --data-dir, or " if GONE in left_out.values() else ""
         raise SettingsError(
             f"none of the {len(left_out)} held-out clips is left: {reasons}",
             where="evaluation.clips",
             value=which,
-            fix="use evaluation.clips=all",
+            fix=f"{elsewhere}use evaluation.clips=all",
         )
     if which == "held_out" and not held_out:
         raise SettingsError(
@@ -243,7 +244,7 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
         names = list(usable.values())
         return ChosenClips(store, names, "held out from training", f"held_out{part}", 0, skipped, left_out)
     if which == "auto" and left_out:
-        say(f"note: none of the {len(left_out)} held-out clips is left ({reasons}): all clips of the folder are taken")
+        say(f"note: none of the {len(left_out)} held-out clips is left ({reasons}): all other clips are taken")
     usable, skipped = usable_clips(store)
     names = list(usable.values())
     compare_inputs(store, names, with_states, say)

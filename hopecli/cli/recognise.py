@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hopecli.data.split import Split
     from hopecli.data.store import ClipStore
 
+GONE = "it is not in the folder"
 COMPARED_CLIPS = 256  # at most, to tell whether a folder is the one trained on
 
 
@@ -85,7 +86,7 @@ def held_out_here(
         return [], {}
     numbers = {name: match for name in split.held_out if (match := CLIP_NAME.match(name))}
     selected = [name for name, match in numbers.items() if within(int(match.group(1)), store.settings)]
-    left_out = {name: "it is not in the folder" for name in selected if name not in here}
+    left_out = {name: GONE for name in selected if name not in here}
     held_out = [name for name in selected if name in here]
     broken = unreadable(store, [name for name in held_out if name in split.skipped])
     left_out |= {name: split.skipped[name] for name in broken}

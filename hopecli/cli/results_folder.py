@@ -29,8 +29,14 @@ def results_folder(trained: Trained, kind: str, name: str) -> Path:
     if not name.strip("."):
         raise SettingsError("is not a folder's name", where="--name", value=name, fix="use letters and digits")
     run_dir, file = trained.checkpoint.run_dir, trained.checkpoint.path
-    if run_dir is not None and file.resolve().is_relative_to(run_dir.resolve() / "tta"):
+    if run_dir is not None and _is_adapted(file, run_dir):
         return file.parent / kind / name
     if run_dir is not None:
         return run_dir / kind / name
     return runs_folder(trained.settings) / kind / trained.checkpoint.path.stem / name
+
+
+def _is_adapted(file: Path, run_dir: Path) -> bool:
+    """Whether the weights lie in the run's tta folder, which may be a link to another place."""
+    named = Path(os.path.abspath(file)).is_relative_to(os.path.abspath(run_dir / "tta"))
+    return named or file.resolve().is_relative_to(run_dir.resolve() / "tta")

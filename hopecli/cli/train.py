@@ -29,7 +29,7 @@ from hopecli.cli.common import (
 )
 from hopecli.cli.disk_space import require_space
 from hopecli.cli.resume import find_run, require_own
-from hopecli.cli.train_clips import find_clips, keep_split, list_skipped
+from hopecli.cli.train_clips import find_clips, keep_split, list_skipped, warn_of_other_states
 from hopecli.cli.train_records import holding, open_sinks
 from hopecli.errors import CheckpointError, HopeError, SettingsError
 
@@ -170,7 +170,6 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 
 def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
-    from hopecli.cli.recognise import compare_states
     from hopecli.data.readers import readers_note
     from hopecli.data.split import read_split
     from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
@@ -220,7 +219,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
             before_and_now = f"{counted(processes, 'process', 'processes')}, now on {runtime.world}"
             say(f"note: the run was on {before_and_now}: it goes on, but not bit for bit as it would have")
         if settings.uses_states and runtime.is_main:
-            compare_states(store, split.train, checkpoint.info.get("states"), say, "training clips")
+            warn_of_other_states(store, split.train, checkpoint.info.get("states"), say)
         skipped = found.lost
         unreadable = set(before.unreadable)
     name = request.resolved.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hopecli.cli.recognise import among, warn_of_dropped_actions
+from hopecli.cli.recognise import among, compare_states, warn_of_dropped_actions
 from hopecli.errors import is_file, written
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ def warn_of_inputs(store: ClipStore, train: Sequence[str], settings: Settings, s
         lack = f"{of - found} of {among(train, of, 'training clips')} lack the states.npy of the others"
         say(f"warning: {lack}: zeros stand in")
     warn_of_dropped_actions(store, train, "training clips", say)
+
+
+def warn_of_other_states(store: ClipStore, train: Sequence[str], had: object, say: Callable[[str], None]) -> None:
+    """Warn where states have come to all clips or left all of them since the run was started; `had`: whether any had,
+    None when that is not known. Some clips may have been without all the time."""
+    found, of = store.sampled_states(train)
+    if had is not None and found == (0 if had else of):
+        compare_states(store, train, had, say, "training clips")
 
 
 def keep_split(job: TrainJob) -> None:

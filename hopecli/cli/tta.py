@@ -181,8 +181,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         checkpoint=str(trained.checkpoint.path),
         data=str(chosen.store.folder),
         clips_from=chosen.clips_from,
-        overlap_with_training=chosen.overlap,
-        seen=chosen.seen,
+        seen=None if chosen.overlap is None else chosen.seen,
         unreadable={**chosen.left_out, **chosen.skipped},
         source_label=None if source is None else source.label,
         adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
@@ -208,11 +207,11 @@ def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Calla
     idle = idle_settings(request.asked, s, groups, request.baselines)
     if idle:
         say(f"note: without effect: {', '.join(f'{key} ({why})' for key, why in idle.items())}")
-    usual = s.objective.context_frames
+    usual = s.evaluation.context_frames or s.objective.context_frames
     if a.context_frames != usual and "adaptation.context_frames" not in request.asked:
         say(
-            f"note: clips are scored from {counted(a.context_frames, 'true frame')} on, which training and by default "
-            f"hope eval do from {usual} (adaptation.context_frames={usual})"
+            f"note: clips are scored from {counted(a.context_frames, 'true frame')} on, by hope eval from {usual} "
+            f"(adaptation.context_frames={usual})"
         )
     if a.reset_per_clip and a.mode == "full_rollout" and a.adapt != "none":
         say(

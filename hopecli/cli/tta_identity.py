@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.checkpoints import ChosenClips, Trained
@@ -32,10 +31,6 @@ def identity(
     s = trained.settings
     mark = fingerprints if s.data.on_error == "error" else readable_fingerprints
     source_marks = {} if source is None else mark(source.store, source.names)
-
-    def place(folder: Path, names: Sequence[str]) -> str:
-        return _hash("\n".join([str(folder.resolve()), *names]).encode())
-
     return {
         **{f"adaptation.{key}": v for key, v in s.adaptation.model_dump(mode="json", exclude={"save_every"}).items()},
         **{f"data.{key}": value for key, value in reading(s).items()},
@@ -44,9 +39,8 @@ def identity(
         "device": runtime.choice.device,
         "precision": runtime.choice.precision,
         "checkpoint": trained.checkpoint.digest,
-        "clips": place(chosen.store.folder, chosen.names),
+        "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
         "clips' content": _hash("\n".join(marks[name] for name in chosen.names).encode()),
-        "source": "" if source is None else place(source.store.folder, source.names),
         "source clips' content": "" if source is None else _hash("\n".join(source_marks.values()).encode()),
         "baselines": ",".join(sorted(baselines)),
     }

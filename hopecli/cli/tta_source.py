@@ -84,6 +84,7 @@ def find_source(
     from hopecli.data.split import usable_clips
     from hopecli.data.store import ClipStore
     from hopecli.engine.tta_clip import make_plan
+    from hopecli.report.console import counted
 
     extrinsics = trained.settings.use_extrinsics
     seen = streamed | trained.adapted_on
@@ -100,9 +101,10 @@ def find_source(
         settings = trained.trained_under.data.model_copy(update=as_now)
         store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
         split = training_split(trained, say)
-        held_out = [] if split is None else _held_out(store, split, s.data)
+        held_out, lost = ([], {}) if split is None else _held_out(store, split, s.data)
         if held_out:
-            held_out = list(usable_clips(store, among=held_out)[0].values())
+            usable_ids, skipped = usable_clips(store, among=held_out)
+            held_out, lost = list(usable_ids.values()), lost | skipped
         plan = make_plan(s.adaptation, s.objective, s.data.num_timesteps)
         needed = plan.context_frames + plan.horizon
         lengths = {name: store.check(name) for name in held_out} if needed > settings.num_timesteps else {}
@@ -110,10 +112,15 @@ def find_source(
         say(f"note: forgetting is not measured: {error}")
         return None
     if not held_out:
-        what = "are not known" if split is None else f"are not in {store.folder} as they were"
+        what = "are not known"
+        if split is not None:
+            what = f"are not in {store.folder}, or not to be recognised: its training clips have changed"
         say(f"note: forgetting is not measured: the checkpoint's held-out clips {what} (give --source-data-dir)")
         return None
     label = "held out from training"
+    if lost:
+        name, reason = next(iter(lost.items()))
+        say(f"note: {counted(len(lost), 'held-out clip')} left out of forgetting, the first {name}: {reason}")
     if lengths:  # the stream is longer than the clips that training read
         held_out = [name for name in held_out if lengths[name] >= needed]
         if not held_out:
@@ -141,12 +148,16 @@ def find_source(
     return Source(store, names, f"{label}{_left_out(left_out, say)}")
 
 
-def _held_out(store: ClipStore, split: Split, now: DataSettings) -> list[str]:
-    """The held-out clips of the training run, as far as the folder still holds them; built-in clips are what they were
-    by their settings."""
-    if store.settings.source == "physics":
-        return list(split.held_out)
-    return held_out_here(store, readings_of(store, now), split, set())[0]
+def _held_out(store: ClipStore, split: Split, now: DataSettings) -> tuple[list[str], dict[str, str]]:
+    """The held-out clips of the training run as far as the folder still holds them, and why others are left out. By
+    name where nothing else tells: built-in clips are what they were by their settings, and where no training clip is
+    left there is none to recognise the folder by."""
+    from hopecli.data.folder import clip_names
+
+    here = set(clip_names(store.folder).values())
+    if store.settings.source == "physics" or here.isdisjoint(split.train):
+        return [name for name in split.held_out if name in here], {}
+    return held_out_here(store, readings_of(store, now), split, set())
 
 
 def _readable(

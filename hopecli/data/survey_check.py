@@ -61,8 +61,11 @@ def _check(store: ClipStore, look: Look, name: str) -> _Clip:
         error = problem
         with suppress(DataError, OSError):
             frames = of_any_length.frames(name)
-            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames" and not bad_actions:
+            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames":
                 of_any_length.check(name)
+                if bad_actions:
+                    whole = store.settings.model_copy(update={"num_timesteps": frames})
+                    ClipStore(store.folder, whole, use_extrinsics=False).read_actions(name)
                 short = True
     if look.extrinsics and (error is None or short):
         try:

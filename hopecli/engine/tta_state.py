@@ -158,7 +158,8 @@ def require_same_stream(
     """CheckpointError, naming the first thing that differs, when `state` is not that of the stream with the identity
     `asked`: of these clips of a folder, by their fingerprints, and these left out, with reasons."""
     saved = state["identity"]
-    differing = sorted(key for key in {*saved, *asked} if saved.get(key) != asked.get(key))
+    keys = {*saved, *asked} - {"source"}  # that an earlier version named their folder by; their content tells
+    differing = sorted(key for key in keys if saved.get(key) != asked.get(key))
     if not differing:
         return
     key = differing[0]

@@ -22,23 +22,22 @@ from hopecli.models.build import count_parameters
 @dataclass(frozen=True)
 class StreamFacts:
     """Where checkpoint and clips come from, for the record; fingerprints: content hash per clip name of the stream;
-    seen: clips that count in overlap_with_training, unless they cannot be read."""
+    seen: clips trained or adapted on, None when that is not known."""
 
     checkpoint: str
     data: str
     clips_from: str
-    overlap_with_training: int | None
+    seen: Set[str] | None
     unreadable: dict[str, str]
     source_label: str | None
     adapted_parameters: int
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_seed: int | None = None
-    seen: Set[str] = frozenset()
 
 
 def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> TtaResults:
     """Results of a stream, complete or not; DataError when not one clip was scored."""
-    rows, a, overlap = record.rows, job.settings.adaptation, facts.overlap_with_training
+    rows, a = record.rows, job.settings.adaptation
     if not rows:
         reasons = "; ".join(list(record.skipped.values())[:3])
         raise DataError("none of the clips could be scored", value=reasons or f"{len(job.names)} clips")
@@ -68,7 +67,7 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         read_as=reading(job.settings),
         clips=len(names),
         clips_from=facts.clips_from,
-        overlap_with_training=None if overlap is None else overlap - len(facts.seen & record.skipped.keys()),
+        overlap_with_training=None if facts.seen is None else len(facts.seen & {row.clip for row in rows}),
         complete=record.order == len(order_seeds(job.settings)),
         loss_online=interval(online, weights),
         loss_frozen=interval(frozen, weights),

@@ -30,14 +30,18 @@ def run(tmp_path: Path) -> Path:
     return only_run(tmp_path)
 
 
-def ran(run: Path, command: str, *arguments: str, **extra: str) -> Outcome:
-    outcome = hope([command, "--ckpt", str(run), "--device", "cpu", "--json", *arguments], run.parents[2], **extra)
+def ran(
+    run: Path, command: str, *arguments: str, folder: Path | None = None, standing_in: str | None = None
+) -> Outcome:
+    """The command; `standing_in`: HOPE_DATA_DIR."""
+    here, extra = folder or run.parents[2], {} if standing_in is None else {"HOPE_DATA_DIR": standing_in}
+    outcome = hope([command, "--ckpt", str(run), "--device", "cpu", "--json", *arguments], here, **extra)
     assert outcome.code == 0, outcome.err
     return outcome
 
 
-def adapted(run: Path, *arguments: str, **extra: str) -> tuple[dict[str, Any], str]:
-    outcome = ran(run, "tta", "--data-dir", "walls", "adaptation.steps=1", *arguments, **extra)
+def adapted(run: Path, *arguments: str, standing_in: str | None = None) -> tuple[dict[str, Any], str]:
+    outcome = ran(run, "tta", "--data-dir", "walls", "adaptation.steps=1", *arguments, standing_in=standing_in)
     result: dict[str, Any] = json.loads(outcome.out)
     return result, outcome.err
 
@@ -47,17 +51,24 @@ def test_clips_that_have_the_names_of_held_out_ones_are_no_source(how: str, run:
     clips = run.parents[2] / "clips"
     assert adapted(run)[0]["forgetting"]["clips"] == len(HELD_OUT)
     clips.rename(clips.with_name("gone"))
-    extra = {}
-    if how == "moved":  # and the environment points at other clips
-        extra["HOPE_DATA_DIR"] = "ice"
-    else:
+    if how == "replaced":
         shutil.copytree(clips.with_name("ice"), clips)
-    found, err = adapted(run, **extra)
+    found, err = adapted(run, standing_in="ice" if how == "moved" else None)
     assert found["forgetting"] is None
     assert "note: forgetting is not measured: the checkpoint's held-out clips are not in " in err
     if how == "moved":
-        found, _ = adapted(run, HOPE_DATA_DIR="gone")
+        found, _ = adapted(run, standing_in="gone")
         assert found["forgetting"]["clips"] == len(HELD_OUT)
+
+
+def test_held_out_clips_alone_are_a_source(run: Path) -> None:
+    """No training clip is left to recognise the folder by."""
+    clips = run.parents[2] / "clips"
+    before = adapted(run)[0]["forgetting"]["before"]
+    for name in json.loads((run / "split.json").read_text())["train"]:
+        shutil.rmtree(clips / name)
+    found, _ = adapted(run)
+    assert found["forgetting"]["before"] == before
 
 
 def test_a_damaged_source_clip_is_left_out_when_clips_may_be(run: Path) -> None:
@@ -65,8 +76,10 @@ def test_a_damaged_source_clip_is_left_out_when_clips_may_be(run: Path) -> None:
     found, err = adapted(run)
     assert found["forgetting"] is None
     assert "note: forgetting is not measured: " in err
-    found, _ = adapted(run, "data.on_error=skip", "data.max_skipped=0.3")
-    assert found["forgetting"]["clips"] == len(HELD_OUT) - 1
+    shutil.rmtree(run.parents[2] / "clips" / HELD_OUT[1])
+    found, err = adapted(run, "data.on_error=skip", "data.max_skipped=0.4")
+    assert found["forgetting"]["clips"] == len(HELD_OUT) - 2
+    assert f"note: 2 held-out clips left out of forgetting, the first {HELD_OUT[1]}: it is not in the folder" in err
 
 
 def test_held_out_clips_that_are_gone_are_said_and_listed(run: Path) -> None:
@@ -125,6 +138,16 @@ def test_states_that_appear_while_a_run_is_interrupted(run: Path) -> None:
     assert "warning: 8 of 8 training clips have a states.npy, but it was trained on clips without" in outcome.err
 
 
+def test_states_that_some_clips_never_had(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", clips=CLIPS, grid=2, dim=8, domain="base", seed=1)
+    for number in range(0, CLIPS, 2):
+        np.save(tmp_path / f"clips/clip_{number:05d}/actions_states/states.npy", np.ones((16, 2), np.float32))
+    assert hope([*TRAIN, "--data-dir", "clips", "training.epochs=1"], tmp_path).code == 0
+    err = hope(["train", "--resume", "last"], tmp_path).err
+    assert "warning: 4 of 8 training clips lack the states.npy of the others: zeros stand in" in err
+    assert err.count("states.npy") == 1
+
+
 def test_the_flag_wins_over_the_override_in_every_command(run: Path) -> None:
     both = ["--data-dir", "ice", "data.data_dir=walls"]
     assert json.loads(ran(run, "eval", *both).out)["data"].endswith("ice")
@@ -138,6 +161,22 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_still_a_run(run: Path) -> None
     (run / "checkpoints").symlink_to(scratch)
     ran(run, "eval")
     assert (run / "eval/held_out/results.json").is_file()
+
+
+def test_a_linked_folder_of_streams_is_that_of_the_run(run: Path) -> None:
+    """Results of adapted weights do not replace those of the trained ones, nor a stream its own checkpoint."""
+    adapted(run, "--name", "stream")
+    scratch = run.parents[2] / "scratch"
+    (run / "tta").rename(scratch)
+    (run / "tta").symlink_to(scratch)
+    weights = run / "tta/stream/adapted.safetensors"
+    before = weights.read_bytes()
+    ran(weights, "eval", folder=run.parents[2])
+    assert not (run / "eval").exists()
+    assert (run / "tta/stream/eval/held_out/results.json").is_file()
+    ran(weights, "tta", "--data-dir", "ice", "adaptation.steps=1", "--name", "stream", folder=run.parents[2])
+    assert weights.read_bytes() == before
+    assert (run / "tta/stream/tta/stream/results.json").is_file()
 
 
 def test_a_link_to_itself_is_a_clip_that_cannot_be_read(run: Path) -> None:

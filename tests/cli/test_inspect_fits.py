@@ -102,6 +102,19 @@ def test_short_clips_that_have_another_defect(defect: str, tmp_path: Path) -> No
         assert [found[name]["train_clips"], found[name]["held_out_clips"]] == expected == trained(tmp_path, found[name])
 
 
+def test_short_clips_with_values_that_training_does_not_use(tmp_path: Path) -> None:
+    clips(tmp_path, [8] * 15 + [6] * 5)
+    preset(tmp_path, "six", frames=6)
+    for number in range(15, 20):
+        file = tmp_path / f"clips/clip_{number:05d}/actions_states/actions.npy"
+        rows = np.load(file)
+        rows[5] = np.nan
+        np.save(file, rows)
+    fit = fits(tmp_path)["six"]
+    assert (fit["fits"], fit["train_clips"], fit["held_out_clips"]) == (True, 18, 2)
+    assert trained(tmp_path, fit) == [18, 2]
+
+
 def test_the_picture_is_there_when_stdout_is_closed(tmp_path: Path) -> None:
     clips(tmp_path, [8] * 3)
     with subprocess.Popen(

@@ -121,7 +121,7 @@ def test_clips_that_were_adapted_on_are_no_source(run: Path, tmp_path: Path) -> 
     outcome = hope(["eval", "--ckpt", str(adapted), "--device", "cpu", "--json"], run.parents[2])
     found = json.loads(outcome.out)  # on all clips: each was trained or adapted on
     assert found["overlap_with_training"] == found["clips"] == 20
-    reason = "none of the 6 held-out clips is left (the weights were adapted on it): all clips of the folder are taken"
+    reason = "none of the 6 held-out clips is left (the weights were adapted on it): all other clips are taken"
     assert f"note: {reason}" in outcome.err.splitlines()
     only = ["eval", "--ckpt", str(adapted), "--device", "cpu", "evaluation.clips=held_out"]
     refused = hope(only, run.parents[2])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hopecli.cli.checkpoints import held_out_or_all, load_trained
 from hopecli.cli.common import start_runtime
@@ -149,6 +150,18 @@ def test_a_refused_stream_opens_no_mirror(stopped: Stopped) -> None:
     assert other.code == 4, other.err
     assert "another adaptation.lr " in other.err
     assert not (stopped.run / "tta/part/wandb").exists()
+
+
+def test_a_stream_of_an_earlier_version_goes_on(stopped: Stopped) -> None:
+    """It named the folder of its source clips, as the path was written then."""
+    copy = Stopped(stopped.run.with_name("earlier"), stopped.clips, stopped.others)
+    shutil.copytree(stopped.run, copy.run)
+    file = copy.run / "tta/part" / STATE_FILE
+    state = torch.load(file, weights_only=True)
+    state["identity"]["source"] = "another spelling"
+    torch.save(state, file)
+    resumed = copy.tta("--resume")
+    assert resumed.code == 0, resumed.err
 
 
 def test_evaluations_of_weights_that_a_resumed_stream_replaces_are_named(stopped: Stopped) -> None:

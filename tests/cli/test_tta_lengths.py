@@ -114,7 +114,7 @@ def test_the_title_of_a_stream_names_its_window(run: Path) -> None:
 
 def test_another_context_than_in_training_is_said(run: Path, tmp_path: Path) -> None:
     from_three = trained_on(tmp_path, [LONG] * 8, "objective.context_frames=3", "objective.T_rollout=5")
-    note = "note: clips are scored from 1 true frame on, which training and by default hope eval do from 3 ("
+    note = "note: clips are scored from 1 true frame on, by hope eval from 3 (adaptation.context_frames=3)"
     for made, changes, said in ((from_three, [], 1), (from_three, ["adaptation.context_frames=1"], 0), (run, [], 0)):
         assert ran(made, "tta", "adaptation.steps=1", "--name", "context", *changes).err.count(note) == said
 

@@ -23,7 +23,10 @@ NAMES = [f"clip_{i:05d}" for i in range(CLIPS)]
 # Each column has its own range, so that a value tells where it comes from.
 COLUMNS = {"online": 1.0, "frozen": 1.2, "copy_last": 3.0, "after_update": 0.5, "periodic_reset": 4.0}
 COLUMNS |= {"gain": 5.0, "grad_norm": 7.0, "grad_norm_clipped": 6.0, "drift": 8.0, "ms": 90.0, "ms_frozen": 10.0}
-FACTS = StreamFacts("the checkpoint", "the folder", "all of it", 4, {"clip_00098": "short"}, "the source", 10, {}, 43)
+SEEN = {*NAMES[:4], "clip_00098", "clip_00099"}  # the last two were not scored
+FACTS = StreamFacts(
+    "the checkpoint", "the folder", "all of it", SEEN, {"clip_00098": "short"}, "the source", 10, {}, 43
+)
 # The last two were not measured every time.
 SOURCE_BEFORE = [0.5, 0.7, 0.9, 0.4, 0.8, 0.6, math.nan, 0.9]
 SOURCE_AFTER = [[0.6, 0.9, 0.9, 0.9, 1.5, 0.3, 0.1, 1.0], [0.8, 1.2, 0.7, 1.0, 1.3, 0.2, 0.2, math.nan]]
