@@ -63,7 +63,7 @@ def _check(store: ClipStore, look: Look, name: str) -> _Clip:
             frames = of_any_length.frames(name)
             if isinstance(problem, ClipProblem) and problem.code == "too_few_frames":
                 of_any_length.check(name)
-                if bad_actions:
+                if bad_actions and frames > 1:  # a single frame has no transition
                     whole = store.settings.model_copy(update={"num_timesteps": frames})
                     ClipStore(store.folder, whole, use_extrinsics=False).read_actions(name)
                 short = True

@@ -115,6 +115,14 @@ def test_short_clips_with_values_that_training_does_not_use(tmp_path: Path) -> N
     assert trained(tmp_path, fit) == [18, 2]
 
 
+def test_a_clip_of_one_frame_whose_actions_are_not_finite(tmp_path: Path) -> None:
+    clips(tmp_path, [8] * 5 + [1])
+    preset(tmp_path, "usual")
+    file = tmp_path / "clips/clip_00005/actions_states/actions.npy"
+    np.save(file, np.full((2, ACTION_DIM), np.nan, np.float32))
+    assert fits(tmp_path)["usual"]["overrides"] == ['data.on_short="skip"']
+
+
 def test_the_picture_is_there_when_stdout_is_closed(tmp_path: Path) -> None:
     clips(tmp_path, [8] * 3)
     with subprocess.Popen(
