@@ -13,9 +13,8 @@ from hopecli.errors import SettingsError
 
 def announce_replacing(folder: Path, say: Callable[[str], None], *, resumed: bool = False) -> None:
     """Say so when a folder holds results that are about to be written again; `resumed`: by the command they are of."""
-    if not resumed and os.path.isfile(
-        folder / "results.json"
-    ):  # not errors.is_file: what cannot be looked at is no error yet
+    # os.path.isfile, not errors.is_file: what cannot be looked at is no error yet.
+    if not resumed and os.path.isfile(folder / "results.json"):
         say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
     for kind in ("eval", "tta"):  # of weights that this command adapts anew
         if os.path.isdir(folder / kind):
