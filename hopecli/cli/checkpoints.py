@@ -237,7 +237,7 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     if held_out and which != "all":
         usable, skipped = usable_clips(store, among=held_out)
         compare_inputs(store, list(usable.values()), with_states, say)
-        for line in _say_left_out(left_out):
+        for line in _left_out_lines(left_out):
             say(line)
         d, then = trained.settings.data, trained.trained_under.data
         part = "" if (d.clip_start, d.clip_end) == (then.clip_start, then.clip_end) else _ids(d)
@@ -262,7 +262,7 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
     return ChosenClips(store, names, f"all of {label}{ids}", f"all_{label}{ids}", overlap, skipped, seen=seen)
 
 
-def _say_left_out(left_out: dict[str, str]) -> Iterator[str]:
+def _left_out_lines(left_out: dict[str, str]) -> Iterator[str]:
     """A line for each of a few held-out clips, or one for all that have the same reason."""
     names: dict[str, list[str]] = {}
     for name, reason in left_out.items():

@@ -101,7 +101,7 @@ def find_source(
         settings = trained.trained_under.data.model_copy(update=as_now)
         store = ClipStore(clips_folder(settings, say), settings, use_extrinsics=extrinsics)
         split = training_split(trained, say)
-        held_out, lost = ([], {}) if split is None else _held_out(store, split, s.data)
+        held_out, lost = ([], {}) if split is None else _held_out(trained, store, split)
         if held_out:
             usable_ids, skipped = usable_clips(store, among=held_out)
             held_out, lost = list(usable_ids.values()), lost | skipped
@@ -148,16 +148,17 @@ def find_source(
     return Source(store, names, f"{label}{_left_out(left_out, say)}")
 
 
-def _held_out(store: ClipStore, split: Split, now: DataSettings) -> tuple[list[str], dict[str, str]]:
+def _held_out(trained: Trained, store: ClipStore, split: Split) -> tuple[list[str], dict[str, str]]:
     """The held-out clips of the training run as far as the folder still holds them, and why others are left out. By
     name where nothing else tells: built-in clips are what they were by their settings, and where no training clip is
-    left there is none to recognise the folder by."""
+    left in the folder trained on there is none to recognise it by."""
     from hopecli.data.folder import clip_names
 
     here = set(clip_names(store.folder).values())
-    if store.settings.source == "physics" or here.isdisjoint(split.train):
+    same_place = store.settings.data_dir == (trained.checkpoint.settings.get("data") or {}).get("data_dir")
+    if store.settings.source == "physics" or (same_place and here.isdisjoint(split.train)):
         return [name for name in split.held_out if name in here], {}
-    return held_out_here(store, readings_of(store, now), split, set())
+    return held_out_here(store, readings_of(store, trained.settings.data), split, set())
 
 
 def _readable(

@@ -69,6 +69,10 @@ def test_held_out_clips_alone_are_a_source(run: Path) -> None:
         shutil.rmtree(clips / name)
     found, _ = adapted(run)
     assert found["forgetting"]["before"] == before
+    clips.rename(clips.with_name("gone"))  # clips of these names elsewhere may be any
+    for name in json.loads((run / "split.json").read_text())["train"]:
+        shutil.rmtree(clips.with_name("ice") / name)
+    assert adapted(run, standing_in="ice")[0]["forgetting"] is None
 
 
 def test_a_damaged_source_clip_is_left_out_when_clips_may_be(run: Path) -> None:
