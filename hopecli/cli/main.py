@@ -70,9 +70,10 @@ app.command("presets")(presets_command)
 
 
 def entry_point() -> NoReturn:
-    """`hope` as a process: main(), after which Ctrl-C can neither change the exit code nor print a traceback."""
+    """`hope` as a process: main(), after which nothing can change the exit code or print a traceback."""
     _say_what_ends_us()
-    atexit.register(_ignore_interrupts)  # registered first, so called last
+    last = _End()
+    atexit.register(last)  # registered first, so called last
     try:
         try:
             main()
@@ -81,6 +82,7 @@ def entry_point() -> NoReturn:
             code = int(end.code or 0)
     except KeyboardInterrupt:  # one more while main() was ending
         code = AbortedError.exit_code
+    last.code = code
     _leave(code)
 
 
@@ -223,9 +225,25 @@ def _leave(code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _ignore_interrupts() -> None:
-    """While Python takes itself down it runs no handlers: an interrupt would kill the process and hide the code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _End:
+    """The last of the exit functions."""
+
+    code: int | None = None  # None: an error of our own has left entry_point() with its traceback
+
+    def __call__(self) -> None:
+        """From here on Ctrl-C is ignored: while Python takes itself down it runs no handlers, so that an interrupt
+        would kill the process and hide the code.
+
+        One of several processes ends here. The threads of its process group live as long as a module that exchanges
+        gradients, and one that lets go of a tensor while Python takes itself down aborts the process (Python 3.14:
+        makes it wait for ever), which torchrun takes for a run that failed.
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.code is not None and "LOCAL_RANK" in os.environ:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(self.code)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,11 @@ def eval_row(results: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def hope_on_two(arguments: Sequence[str], folder: Path) -> Outcome:
+def hope_on_two(arguments: Sequence[str], folder: Path, module: str = "hopecli.cli.main") -> Outcome:
     """The same under torchrun (gloo), as two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "hopecli.cli.main", *arguments],
+        [*launcher, "-m", module, *arguments],
         cwd=folder,
         env={**environment(folder), "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -184,6 +184,15 @@ def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tm
     assert ("vjepa2_ac" in done.stdout) == (code == 0)
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["presets"], 0), (["presets", "absent"], 2)])
+def test_one_of_several_processes_ends_as_one_alone(arguments: list[str], code: int, tmp_path: Path) -> None:
+    """It does not wait for Python to take itself down, but loses nothing that was printed."""
+    alone, launched = (in_shell('"$@"', tmp_path, *arguments, **extra) for extra in ({}, {"LOCAL_RANK": "0"}))
+    assert launched == alone
+    assert alone.code == code
+    assert ("vjepa2_ac" in alone.out) == (code == 0)
+
+
 @pytest.mark.parametrize(
     ("given", "used"),
     [

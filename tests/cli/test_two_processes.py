@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,13 @@ def test_evaluation_by_two_is_that_by_one(tmp_path: Path) -> None:
         assert both[key] == alone[key], key
     assert (run / "eval/all_clips/per_clip.csv").read_text() == per_clip
     assert both["overlap_with_training"] == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+def test_late_threads_of_the_process_group_do_not_fail_a_finished_run(tmp_path: Path) -> None:
+    """They abort a process in which Python takes itself down while they let go of a tensor."""
+    quick = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, "training.epochs=1"]
+    outcome = hope_on_two(quick, tmp_path, module="tests.cli.late_threads")
+    assert outcome.code == 0, outcome.err
+    assert "Held-out rollout L1" in outcome.out  # what was printed last is there
+    assert saved_step(tmp_path / "runs") == 4
