@@ -235,8 +235,8 @@ class _End:
         would kill the process and hide the code.
 
         One of several processes ends here. The threads of its process group live as long as a module that exchanges
-        gradients, and one that lets go of a tensor while Python takes itself down aborts the process (Python 3.14:
-        makes it wait for ever), which torchrun takes for a run that failed.
+        gradients, and one that lets go of a tensor while Python takes itself down aborts the process, which torchrun
+        takes for a run that failed.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.code is not None and "LOCAL_RANK" in os.environ:
