@@ -11,20 +11,17 @@ from pathlib import Path
 from hopecli.cli.main import entry_point
 from hopecli.engine.runtime import Runtime
 
-THREAD = "pt_gloo_runloop"
 close = Runtime.close
 
 
 def close_with_late_threads(self: Runtime) -> None:
     """Runtime.close() right after an exchange whose threads are late."""
-    cpu = min(os.sched_getaffinity(0))
-    late = 0
-    for task in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(task.name), {cpu})
-        if (task / "comm").read_text().strip() == THREAD:
-            os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
-            late += 1
-    assert late, "torch names the threads otherwise"
+    threads = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+    assert len(threads) > 1, "the process group has none"
+    for thread in threads:
+        os.sched_setaffinity(thread, {min(os.sched_getaffinity(0))})
+        if thread != os.getpid():  # the main thread's
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
     self.host_sum(1.0)
     close(self)
 
