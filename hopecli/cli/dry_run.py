@@ -33,7 +33,7 @@ def dry_run_report(resolved: Resolved, runtime: Runtime, *, json: bool) -> None:
 
 def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     """Build the model, read (or draw) one batch and pass it once."""
-    from hopecli.engine.dry_run import forward_backward, static_bytes
+    from hopecli.engine.dry_run import forward_backward, heaviest_phase, static_bytes
     from hopecli.engine.model_notes import still_levels_note
     from hopecli.engine.results import DryRun
     from hopecli.engine.train_job import steps_per_epoch
@@ -52,7 +52,10 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
         say(still)
     if runtime.is_main:
         say(f"{count_parameters(model):,} parameters built; one forward and backward pass, batch {len(batch)}")
-    measured = forward_backward(model, s, batch, runtime)
+    epoch, phase = heaviest_phase(s)
+    if epoch and runtime.is_main:
+        say(f"note: the pass is that of epoch {epoch + 1}, the largest one of objective.curriculum")
+    measured = forward_backward(model, s, batch, runtime, phase)
     per_clip, static = measured.activation_bytes_per_clip, static_bytes(model, s)
     return DryRun(
         preset=resolved.name,

@@ -14,6 +14,7 @@ from hopecli.engine.optim import parameter_groups
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.train_step import TrainingObjective, initial_phase
 from hopecli.models.protocol import PredictorModule
+from hopecli.objectives.schedules import ObjectivePhase, phase_at
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,32 @@ def random_batch(settings: Settings, clips: int) -> ClipBatch:
     return ClipBatch(features, rows, torch.zeros_like(rows), extrinsics, tuple(f"random_{i}" for i in range(clips)))
 
 
-def forward_backward(model: PredictorModule, settings: Settings, clips: ClipBatch, runtime: Runtime) -> Pass:
-    """One training forward and backward of the first curriculum phase; gradients are dropped afterwards."""
+def heaviest_phase(settings: Settings) -> tuple[int, ObjectivePhase]:
+    """The phase of a run that keeps most predicted frames for the backward pass, and the epoch (from 0) it begins with:
+    the one that decides whether the run fits into memory. The first one of equals."""
+    o = settings.objective
+    start = initial_phase(o)
+    epochs = [0, *(change.epoch for change in o.curriculum if 0 < change.epoch < settings.training.epochs)]
+    phases = [(epoch, phase_at(epoch, start, o.curriculum)) for epoch in epochs]
+
+    def frames(phase: ObjectivePhase) -> int:
+        rollout = phase.context_frames - 1 + phase.T_rollout
+        return (phase.loss_weight_teacher > 0) * o.T_teacher + (phase.loss_weight_rollout > 0) * rollout
+
+    return max(phases, key=lambda found: frames(found[1]))
+
+
+def forward_backward(
+    model: PredictorModule, settings: Settings, clips: ClipBatch, runtime: Runtime, phase: ObjectivePhase
+) -> Pass:
+    """One training forward and backward as in `phase`; gradients are dropped afterwards."""
     model.to(runtime.device).train()
     objective = TrainingObjective(model, settings.objective)
     batch = clips.to(runtime.device)
     before = reset_peak_memory(runtime.device)
     started = time.perf_counter()
     with runtime.autocast():
-        total, _, _ = objective(batch, initial_phase(settings.objective))
+        total, _, _ = objective(batch, phase)
     gradients: list[torch.Tensor] = []
     if total.requires_grad:
         total.backward()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from hopecli.config.load import load_preset
 from hopecli.config.schema import CopyLastSettings, HopeSettings, Settings, ViTACSettings
-from hopecli.engine.dry_run import forward_backward, random_batch, static_bytes
+from hopecli.engine.dry_run import forward_backward, heaviest_phase, random_batch, static_bytes
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.runtime import start
 from hopecli.engine.train_step import TrainingObjective, initial_phase
 from hopecli.models.build import build_model
-from tests.cli.runner import TINY
+from tests.cli.runner import TINY, hope
 from tests.engine.runs import CPU
 
 
@@ -50,7 +52,7 @@ def test_a_pass_is_one_of_training_and_leaves_no_gradient() -> None:
     s = load_preset("quickstart", [*TINY, "model.drop_path=0"]).settings
     model = build_model(s.model, grid=2, embed_dim=8, action_dim=s.data.action_dim, seed=0)
     batch = random_batch(s, 2)
-    found = forward_backward(model, s, batch, start(CPU))
+    found = forward_backward(model, s, batch, start(CPU), initial_phase(s.objective))
     assert all(p.grad is None for p in model.parameters())
     total, _, _ = TrainingObjective(model, s.objective)(batch, initial_phase(s.objective))
     total.backward()
@@ -58,3 +60,27 @@ def test_a_pass_is_one_of_training_and_leaves_no_gradient() -> None:
     # The same float32 pass; only the norm is summed in another order.
     assert found.loss == pytest.approx(float(total.detach()), rel=1e-6)
     assert found.grad_norm == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "epoch", "steps"),
+    [
+        ("[]", 0, 2),
+        ("[{epoch: 0, T_rollout: 5}]", 0, 5),
+        ("[{epoch: 1, T_rollout: 5}, {epoch: 2, T_rollout: 3}]", 1, 5),
+        ("[{epoch: 1, T_rollout: 5}, {epoch: 4, T_rollout: 7}]", 1, 5),  # four epochs: the last does not come
+        ("[{epoch: 1, T_rollout: 5, loss_weight_rollout: 0}]", 0, 2),
+        ("[{epoch: 1, T_rollout: 4, loss_weight_teacher: 0}]", 0, 2),
+    ],
+)
+def test_the_heaviest_phase_of_a_run_is_measured(curriculum: str, epoch: int, steps: int) -> None:
+    base = ["training.epochs=4", "objective.T_rollout=2", f"objective.curriculum={curriculum}"]
+    found, phase = heaviest_phase(load_preset("quickstart", base).settings)
+    assert (found, phase.T_rollout) == (epoch, steps)
+
+
+def test_the_dry_run_says_which_phase_it_is(tmp_path: Path) -> None:
+    longer = ["objective.T_rollout=1", "objective.curriculum=[{epoch: 1, T_rollout: 7}]"]
+    outcome = hope(["train", "--preset", "quickstart", "--device", "cpu", "--dry-run", *TINY, *longer], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "note: the pass is that of epoch 2, the largest one of objective.curriculum" in outcome.err.splitlines()
