@@ -56,9 +56,10 @@ def _data(s: Settings) -> Iterator[Problem]:
         if d.num_timesteps > 8:
             message = "must be at most 8 for source: physics (16 frames)"
             yield Problem("data.num_timesteps", d.num_timesteps, message, of)
-        for key, value, least in (("data.grid", d.grid, 2), ("data.embed_dim", d.embed_dim, 4)):
-            if value < least:
-                yield Problem(key, value, f"must be at least {least} for source: physics", of)
+        for key, value, least, most in (("data.grid", d.grid, 2, 64), ("data.embed_dim", d.embed_dim, 4, 16_384)):
+            if not least <= value <= most:
+                limit = f"at least {least}" if value < least else f"at most {most}"
+                yield Problem(key, value, f"must be {limit} for source: physics", of)
         if d.feature_map != "vjepa2_vitl16":
             yield Problem("data.feature_map", d.feature_map, "must be vjepa2_vitl16 for source: physics", of)
 

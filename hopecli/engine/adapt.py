@@ -248,7 +248,8 @@ def _cloned(tree: Any) -> Any:
 def _optimizer(groups: Sequence[Group], settings: AdaptationSettings) -> torch.optim.Optimizer:
     # The largest factors that torch hands to a kernel: Adam's first step divides by its bias correction.
     scale = 1.0 if settings.optimizer == "sgd" else 1.0 / (1.0 - settings.betas[0])
-    factors = {"lr": settings.lr * max(scale, settings.weight_decay), "weight_decay": settings.weight_decay}
+    decay = max(group.weight_decay for group in groups)
+    factors = {"lr": settings.lr * scale, "weight_decay": decay * max(1.0, settings.lr)}
     for key, factor in factors.items():
         if factor > torch.finfo(torch.float32).max:
             where, value = f"adaptation.{key}", getattr(settings, key)

@@ -20,6 +20,8 @@ NO_TEACHER, NO_ROLLOUT = "loss_weight_teacher: 0.0", "loss_weight_rollout: 0.0"
         ("quickstart", ["data.num_timesteps=9"], "data.num_timesteps = 9: must be at most 8 for source: physics"),
         ("quickstart", ["data.embed_dim=3"], "data.embed_dim = 3: must be at least 4 for source: physics"),
         ("quickstart", ["data.grid=1"], "data.grid = 1: must be at least 2 for source: physics"),
+        ("quickstart", ["data.embed_dim=20000"], "data.embed_dim = 20000: must be at most 16384 for source: physics"),
+        ("quickstart", ["data.grid=65"], "data.grid = 65: must be at most 64 for source: physics"),
         ("quickstart", ["data.feature_map=other"], "data.feature_map = 'other': must be vjepa2_vitl16 for"),
         ("vjepa2_ac", ["data.clip_start=5", "data.clip_end=5"], "data.clip_end = 5: must be above clip_start = 5"),
         ("vjepa2_ac", ["data.clip_start=5", "data.clip_end=4"], "data.clip_end = 4: must be above clip_start = 5"),

@@ -32,7 +32,7 @@ HUGE: dict[str, Any] = {"lr": 1e25, "steps": 2, "reset_every": 100}
 def adapter_for(**adaptation: Any) -> Adapter:
     s = settings("vit_ac", **adaptation)
     model = build(s)
-    return Adapter(model, adapted_groups(model, s.adaptation.adapt, s.model, 0.0), s.adaptation)
+    return Adapter(model, adapted_groups(model, s.adaptation.adapt, s.model, s.adaptation.weight_decay), s.adaptation)
 
 
 def test_a_loss_that_is_not_finite_takes_back_the_step_before_it() -> None:
@@ -160,10 +160,12 @@ def test_a_learning_rate_beyond_float32_is_refused() -> None:
         ("lr", {"lr": 1e38}),
         ("lr", {"lr": 1e39, "optimizer": "sgd"}),
         ("weight_decay", {"weight_decay": 1e39, "optimizer": "adam"}),
+        ("weight_decay", {"weight_decay": 1e300}),
     ):
         with pytest.raises(SettingsError, match=rf"adaptation\.{key}: a step this long overflows float32"):
-            adapter_for(adapt="bias", **change)
+            adapter_for(adapt="mlp_out", **change)
     adapter_for(adapt="bias", lr=1e38, optimizer="sgd")
+    adapter_for(adapt="bias", weight_decay=1e300)  # what never decays
 
 
 @pytest.mark.parametrize("kind", ["vit_ac", "hope"])

@@ -26,6 +26,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0, le=10**9)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+Multiplier = Annotated[float, Field(gt=0.0, le=1e4)]  # of a width
+Resamples = Annotated[int, Field(ge=100, le=10**6)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Betas = Annotated[tuple[Beta, Beta], Strict(False)]  # YAML has lists, not tuples

@@ -28,9 +28,11 @@ class DataSettings(Section):
     data_dir: str | None = Field(None, description="folder of clip_NNNNN folders; --data-dir or HOPE_DATA_DIR set it")
     physics: PhysicsSettings = Field(PhysicsSettings(), description="the built-in clips, for source: physics")
     feature_map: str = Field("vjepa2_vitl16", min_length=1, description="feature file name without .npy")
-    num_timesteps: Annotated[int, Field(ge=2)] = Field(8, description="encoded frames used per clip (2 original each)")
+    num_timesteps: Annotated[int, Field(ge=2, le=10**9)] = Field(
+        8, description="encoded frames used per clip (2 original each)"
+    )
     grid: PositiveInt = Field(16, description="patches per side; a frame has grid * grid patches")
-    embed_dim: Annotated[int, Field(ge=2)] = Field(1024, description="feature width D")
+    embed_dim: Annotated[int, Field(ge=2, le=10**9)] = Field(1024, description="feature width D")
     action_dim: PositiveInt = Field(7, description="action width A (states have the same width)")
     action_alignment: ActionAlignment = Field("impulse", description="how action rows become transitions")
     action_reduce: Literal["last", "mean", "sum"] = Field("last", description="rows of a tubelet, for per_timestep")

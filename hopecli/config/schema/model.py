@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from hopecli.config.schema.base import PositiveFloat, PositiveInt, Section
+from hopecli.config.schema.base import Multiplier, PositiveInt, Section
 
 Rope = Literal["vjepa2", "exact"]
-Multipliers = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
+Multipliers = Annotated[tuple[Multiplier, ...], Strict(False), Field(min_length=1)]
 Periods = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)]
 
 
@@ -20,7 +20,7 @@ class ViTACSettings(Section):
     width: PositiveInt = Field(384, description="model width")
     depth: PositiveInt = Field(24, description="number of blocks")
     num_heads: PositiveInt = Field(16, description="attention heads")
-    mlp_ratio: PositiveFloat = Field(4.0, description="MLP hidden width / model width")
+    mlp_ratio: Multiplier = Field(4.0, description="MLP hidden width / model width")
     mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP kind")
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="stochastic depth of the last block; from 0 in the first"
@@ -51,7 +51,7 @@ class HopeSettings(Section):
     width: PositiveInt = Field(384, description="model width")
     depth: PositiveInt = Field(6, description="number of blocks")
     num_heads: PositiveInt = Field(16, description="heads, for RoPE only")
-    memory_multiplier: PositiveFloat = Field(2.0, description="memory hidden width / model width")
+    memory_multiplier: Multiplier = Field(2.0, description="memory hidden width / model width")
     cms_multipliers: Multipliers = Field((4.0, 4.0, 5.0), description="hidden width / model width per CMS level")
     cms_update_periods: Periods = Field((1, 4, 16), description="optimizer steps between updates, per CMS level")
     read: Literal["after_write", "before_write"] = Field("after_write", description="read memory after or before write")

@@ -40,7 +40,7 @@ class OptimizerSettings(Section):
     lr: NonNegativeFloat = Field(1.0e-4, description="peak learning rate")
     weight_decay: NonNegativeFloat = Field(0.05, description="decoupled weight decay of matrices")
     betas: Betas = Field((0.9, 0.999), description="AdamW betas")
-    eps: PositiveFloat = Field(1.0e-8, description="AdamW epsilon")
+    eps: Annotated[float, Field(ge=1e-30)] = Field(1.0e-8, description="AdamW epsilon")
     grad_clip: PositiveFloat | None = Field(1.0, description="global gradient norm limit; null = no clipping")
     titan_lr_scale: NonNegativeFloat = Field(1.0, description="lr factor of HOPE memories")
     cms_lr_scale: NonNegativeFloat = Field(1.0, description="lr factor of CMS levels")

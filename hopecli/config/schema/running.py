@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hopecli.config.schema.base import Betas, Count, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from hopecli.config.schema.base import Betas, Count, NonNegativeFloat, PositiveFloat, PositiveInt, Resamples, Section
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -41,7 +41,7 @@ class EvaluationSettings(Section):
     clips: Literal["auto", "held_out", "all"] = Field(
         "auto", description="auto = the held-out part of the training folder, all clips of any other"
     )
-    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(2000, description="resamples for the 95 % intervals")
+    bootstrap_samples: Resamples = Field(2000, description="resamples for the 95 % intervals")
     seed: Count = Field(0, description="seed of the shuffled-action row and of the bootstrap")
     num_worst_clips: Count = Field(0, description="sort per_clip.csv worst first and list this many")
 
@@ -70,7 +70,7 @@ class AdaptationSettings(Section):
     source_every: Count = Field(0, description="clips between source-loss measurements; 0 = before and after only")
     save_every: Count = Field(50, description="clips between writes of the state for --resume; 0 = at a signal only")
     source_clips: PositiveInt = Field(64, description="source clips used for forgetting")
-    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(2000, description="resamples for the 95 % intervals")
+    bootstrap_samples: Resamples = Field(2000, description="resamples for the 95 % intervals")
 
 
 class LoggingSettings(Section):
