@@ -12,10 +12,15 @@ from hopecli.errors import SettingsError
 
 
 def announce_replacing(folder: Path, say: Callable[[str], None], *, resumed: bool = False) -> None:
-    """Say so when a folder holds results that are about to be written again; `resumed`: by the command they are of."""
+    """Say so when a folder holds results, or the state of an interrupted stream, that are about to be written again;
+    `resumed`: by the command they are of."""
+    from hopecli.engine.tta_state import STATE_FILE
+
     # os.path.isfile, not errors.is_file: what cannot be looked at is no error yet.
     if not resumed and os.path.isfile(folder / "results.json"):
         say(f"note: the results in {folder} will be replaced (--name NAME keeps both)")
+    if not resumed and os.path.isfile(folder / STATE_FILE):
+        say(f"note: the interrupted stream in {folder} starts again (--resume goes on with it, --name NAME keeps it)")
     for kind in ("eval", "tta"):  # of weights that this command adapts anew
         if os.path.isdir(folder / kind):
             say(f"note: {folder / kind} stays: results of the adapted weights that were here before")

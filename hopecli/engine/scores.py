@@ -56,8 +56,10 @@ def interval(values: np.ndarray, weights: np.ndarray | None) -> Interval:
     mean = float(values.mean())
     if weights is None:
         return Interval(mean, None, None)
-    # Around the mean float32 is exact enough, and the table of weights need not be converted for every interval.
-    low, high = np.percentile(weights @ (values - mean).astype(weights.dtype), [2.5, 97.5])
+    # Around the mean float32 is exact enough, and a large table of weights need not be converted for every interval.
+    # Over few clips a bound may be the value of one of them, such as 0, which must not be rounded past.
+    kind = np.float64 if len(values) < ENOUGH_CLIPS else weights.dtype
+    low, high = np.percentile(weights.astype(kind, copy=False) @ (values - mean).astype(kind), [2.5, 97.5])
     return Interval(mean, mean + float(low), mean + float(high))
 
 

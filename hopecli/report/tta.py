@@ -223,6 +223,7 @@ def plot_stream(r: TtaResults, path: Path) -> None:
         lower.axhline(trace[0].loss, color="0.4", linestyle="--", linewidth=1)
     else:
         lower.text(0.5, 0.5, "source loss not measured", ha="center", transform=lower.transAxes)
+    upper.set_xlim(left=0)  # where the loss before the stream is
     lower.set_xlim(upper.get_xlim())
     lower.set_ylabel("source L1")
     lower.set_xlabel("clips of the stream")

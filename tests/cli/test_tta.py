@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,7 +229,13 @@ def test_a_killed_stream_goes_on(run: Path) -> None:
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert not (run / "tta/killed/results.json").exists()
+    dropped = run.with_name("dropped")
+    shutil.copytree(run, dropped)
+    again = hope(command(dropped, *many[:4], *FAST, "data.clip_end=2", "--name", "killed"), run.parents[2])
+    assert again.code == 0, again.err
+    assert f"the interrupted stream in {dropped / 'tta/killed'} starts again (--resume goes on with it" in again.err
     resumed = hope(command(run, *many, "--name", "killed", "--resume", "adaptation.save_every=0"), run.parents[2])
+    assert "starts again" not in resumed.err
     assert resumed.code == 0, resumed.err
     first = next(line for line in resumed.err.splitlines() if line.startswith("clip "))
     assert int(first.split()[1].split("/")[0]) > 4
