@@ -1,4 +1,5 @@
-"""Every error a user can cause, each with its exit code, and how files are looked at so that none of them is missed.
+"""Every error a user can cause, each with its exit code, how files are looked at so that none of them is missed, and
+which of several processes says it.
 
 A message says what is wrong, where, the value found and how to fix it.
 """
@@ -146,3 +147,19 @@ def _mode(path: str | PathLike[str]) -> int | None:
         if error.errno in _NOWHERE or getattr(error, "winerror", None) in _NOWHERE_ON_WINDOWS:
             return None
         raise
+
+
+def one_of_several() -> bool:
+    """Whether torchrun has started this process as one of several: other variables may be left of something else."""
+    processes = os.environ.get("WORLD_SIZE", "1").strip()
+    return processes.isdecimal() and int(processes) > 1
+
+
+def is_first() -> bool:
+    """Whether this process speaks to the user: it is alone, or the main one."""
+    return not one_of_several() or os.environ.get("RANK", "0").strip() == "0"
+
+
+def is_first_here() -> bool:
+    """Whether this process is alone, or the first one of its machine."""
+    return not one_of_several() or os.environ.get("LOCAL_RANK", "0").strip() == "0"

@@ -22,7 +22,15 @@ from hopecli.cli.stderr import prepare_stderr
 from hopecli.cli.system import drop_stdout, explained, prepare_stdout, require_working_directory
 from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
-from hopecli.errors import CHECK_ACCESS, AbortedError, HopeError, SettingsError, StoppedError
+from hopecli.errors import (
+    CHECK_ACCESS,
+    AbortedError,
+    HopeError,
+    SettingsError,
+    StoppedError,
+    is_first_here,
+    one_of_several,
+)
 
 SILENT_SECONDS = 10.0  # more than processes of one machine are apart when they read the same settings and files
 _UsageError: Any = typer.BadParameter.__base__  # Typer exports it under no name of its own
@@ -80,6 +88,8 @@ def entry_point() -> NoReturn:
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
+            if getattr(end, "together", False):  # torchrun ends all when one ends: not before the main one has spoken
+                time.sleep(SILENT_SECONDS)
     except KeyboardInterrupt:  # one more while main() was ending
         code = AbortedError.exit_code
     last.code = code
@@ -116,7 +126,7 @@ def _say_what_ends_us() -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    if "LOCAL_RANK" in os.environ:
+    if one_of_several():
         return
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -142,7 +152,7 @@ def main() -> None:
         head = "stopped" if isinstance(error, StoppedError | AbortedError) else "error"
         _die(f"{head}: {error}", error.exit_code)
     except KeyboardInterrupt:
-        _die("stopped: interrupted; only complete files are kept", AbortedError.exit_code)
+        _die_of_interrupt()
     except BrokenPipeError:
         drop_stdout()  # its reader has gone
         raise SystemExit(1) from None
@@ -152,7 +162,7 @@ def main() -> None:
         if debug:
             raise
         if _interrupted(error):
-            _die("stopped: interrupted; only complete files are kept", AbortedError.exit_code)
+            _die_of_interrupt()
         if known is not None:
             _die(f"error: {known}", known.exit_code)
         text = " ".join(str(error).split())[:500]
@@ -203,8 +213,15 @@ def _let_the_first_speak() -> None:
     there afterwards is alone with its error, and says it.
     """
     met = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
-    if os.environ.get("LOCAL_RANK", "0") != "0" and not met:
+    if not is_first_here() and not met:
         time.sleep(SILENT_SECONDS)
+
+
+def _die_of_interrupt() -> NoReturn:
+    """Ctrl-C comes to every process of torchrun; the first one of the machine says it."""
+    if not is_first_here():
+        raise SystemExit(AbortedError.exit_code)
+    _die("stopped: interrupted; only complete files are kept", AbortedError.exit_code)
 
 
 def _die(message: str, code: int) -> NoReturn:
@@ -234,7 +251,7 @@ class _End:
         """From here on Ctrl-C is ignored: while Python takes itself down it runs no handlers, so that an interrupt
         would kill the process and hide the code.
 
-        One of several processes ends here. The threads of its process group live as long as a module that exchanges
+        A process of torchrun ends here. The threads of its process group live as long as a module that exchanges
         gradients, and one that lets go of a tensor while Python takes itself down aborts the process, which torchrun
         takes for a run that failed.
         """

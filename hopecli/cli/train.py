@@ -31,7 +31,7 @@ from hopecli.cli.disk_space import require_space
 from hopecli.cli.resume import find_run, require_own
 from hopecli.cli.train_clips import find_clips, keep_split, list_skipped, warn_of_other_states
 from hopecli.cli.train_records import holding, open_sinks
-from hopecli.errors import CheckpointError, HopeError, SettingsError
+from hopecli.errors import CheckpointError, HopeError, SettingsError, is_first
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -90,7 +90,7 @@ def train_command(
         from hopecli.config.explain import to_tree, to_yaml
 
         resolved = request.resolved.settings
-        if os.environ.get("RANK", "0") == "0":  # torchrun's: once
+        if is_first():
             typer.echo(dumps(to_tree(resolved)) + "\n" if json else to_yaml(resolved), nl=False)
         return
     settings = request.resolved.settings

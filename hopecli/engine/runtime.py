@@ -31,6 +31,8 @@ _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 class EndedTogether(SystemExit):
     """Ends a process without a word, because of an error that the main process says."""
 
+    together = True
+
 
 @dataclass(frozen=True)
 class Runtime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
-from hopecli.errors import THEN_RESUME, written
+from hopecli.errors import THEN_RESUME, is_first, written
 from hopecli.hardware import DeviceChoice
 from hopecli.report.files import ESCAPED, as_json
 
@@ -50,7 +49,7 @@ def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json
 
 def say(text: str) -> None:
     """One line on stderr, of the main process only where torchrun has started several."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(text, file=sys.stderr, flush=True)
 
 

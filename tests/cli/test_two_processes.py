@@ -88,9 +88,30 @@ def test_a_mistake_that_both_find_together_is_said_once(arguments: list[str], tm
 
 def test_a_mistake_that_only_another_process_finds_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hopecli.cli.main.SILENT_SECONDS", 0.01)
-    outcome = hope(["train", "--preset", "nope"], tmp_path, LOCAL_RANK="1")
+    outcome = hope(["train", "--preset", "nope"], tmp_path, LOCAL_RANK="1", WORLD_SIZE="2")
     assert outcome.code == 2
     assert "no such preset (got 'nope')" in one_line(outcome)
+
+
+@pytest.mark.parametrize("extra", [{"LOCAL_RANK": "-1"}, {"LOCAL_RANK": "1"}, {"RANK": "1"}])
+def test_what_is_left_of_a_launcher_silences_nothing(
+    extra: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hopecli.cli.main.time.sleep", lambda seconds: pytest.fail("waits for no one"))
+    assert "no such preset" in one_line(hope(["train", "--preset", "nope"], tmp_path, **extra))
+    shown = hope(["train", "--preset", "quickstart", "--print-config"], tmp_path, **extra)
+    assert "model:" in shown.out
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_ctrl_c_is_said_once(rank: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hopecli.cli.train.resolve_settings", interrupted)
+    outcome = hope(["train", "--preset", "quickstart"], tmp_path, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+    assert outcome.code == 130
+    assert len(outcome.err.splitlines()) == lines
 
 
 @pytest.mark.slow

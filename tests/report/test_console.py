@@ -97,12 +97,15 @@ def test_the_log_of_a_resumed_run_goes_on_and_is_there_at_once(
 
 
 def test_one_of_several_processes_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         say(f"process {rank}")
+    monkeypatch.delenv("WORLD_SIZE")
+    say("left over")  # a RANK that is not torchrun's
     monkeypatch.delenv("RANK")
     say("alone")
-    assert capsys.readouterr().err == "process 0\nalone\n"
+    assert capsys.readouterr().err == "process 0\nleft over\nalone\n"
 
 
 def test_stages_say_every_ten_seconds_where_they_are(
