@@ -33,6 +33,7 @@ from hopecli.errors import (
 )
 
 SILENT_SECONDS = 10.0  # more than processes of one machine are apart when they read the same settings and files
+TOGETHER_SECONDS = 2.0  # more than they are apart where they have just met; torchrun waits for it after a signal
 _UsageError: Any = typer.BadParameter.__base__  # Typer exports it under no name of its own
 
 app = typer.Typer(
@@ -89,7 +90,7 @@ def entry_point() -> NoReturn:
         except SystemExit as end:
             code = int(end.code or 0)
             if getattr(end, "together", False):  # torchrun ends all when one ends: not before the main one has spoken
-                time.sleep(SILENT_SECONDS)
+                time.sleep(TOGETHER_SECONDS)
     except KeyboardInterrupt:  # one more while main() was ending
         code = AbortedError.exit_code
     last.code = code
