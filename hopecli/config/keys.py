@@ -29,9 +29,14 @@ def meanings(kind: str) -> dict[str, str]:
 
 
 @functools.cache
+def model_sections() -> dict[str, type[BaseModel]]:
+    """The settings class of each kind of model."""
+    return {part.model_fields["kind"].default: part for part in _models(Settings.model_fields["model"].annotation)}
+
+
 def model_kinds() -> list[str]:
     """The kinds of model there are."""
-    return [part.model_fields["kind"].default for part in _models(Settings.model_fields["model"].annotation)]
+    return list(model_sections())
 
 
 @functools.cache

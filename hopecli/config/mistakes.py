@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hopecli.config.keys import meanings, model_kinds, names_beside, nearest_key, valid_keys
+from pydantic import ValidationError
+
+from hopecli.config.keys import meanings, model_kinds, model_sections, names_beside, nearest_key, valid_keys
 from hopecli.errors import SettingsError
 
 Path = Sequence[int | str]
@@ -27,7 +29,8 @@ class Problem(NamedTuple):
 
 
 def field_problems(item: Any, path: Path) -> list[Problem]:
-    """A pydantic error in our words; an unknown section gives one for each of its keys."""
+    """A pydantic error in our words; an unknown section gives one for each of its keys, a model without a valid kind
+    one for each key that is wrong whatever the kind."""
     key = dotted(path)
     kind, message, value = item["type"], item["msg"].removeprefix("Value error, "), item.get("input")
     if kind == "extra_forbidden":
@@ -38,9 +41,9 @@ def field_problems(item: Any, path: Path) -> list[Problem]:
     if kind == "missing":
         message, value = "is missing", ABSENT
     elif kind in ("union_tag_not_found", "union_tag_invalid"):
-        key = f"{key}.kind"
-        value = value.get("kind", ABSENT) if isinstance(value, dict) else value
-        message = f"must be one of {', '.join(model_kinds())}"
+        section = value if isinstance(value, dict) else {}
+        what = Problem(f"{key}.kind", section.get("kind", ABSENT), f"must be one of {', '.join(model_kinds())}")
+        return [what, *_wrong_in_every_kind(section)]
     elif kind == "model_attributes_type":
         message = f"must be a section of keys with a kind: {', '.join(model_kinds())}"
     elif kind == "model_type":
@@ -91,6 +94,26 @@ def dotted(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def _wrong_in_every_kind(section: Mapping[str, Any]) -> list[Problem]:
+    """The mistakes of a model section, its kind aside, that stay whichever kind is meant."""
+    found: list[dict[str, list[Any]]] = []  # per kind: a key's errors
+    for kind, model in model_sections().items():
+        errors: dict[str, list[Any]] = {}
+        try:
+            model.model_validate({**section, "kind": kind})
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                errors.setdefault(str(item["loc"][0]), []).append(item)
+        found.append(errors)
+    problems = []
+    for key in section:
+        of_kinds = [errors[key] for errors in found if key in errors]
+        if len(of_kinds) == len(found):
+            items = next((items for items in of_kinds if items[0]["type"] != "extra_forbidden"), of_kinds[0])
+            problems += [problem for item in items for problem in field_problems(item, ["model", *item["loc"]])]
+    return problems
 
 
 def _unknown(key: str) -> str:

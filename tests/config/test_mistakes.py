@@ -71,6 +71,36 @@ def test_a_rule_is_not_checked_against_a_default_that_stands_for_a_wrong_value(
     assert mistakes(preset, *overrides) == keys
 
 
+@pytest.mark.parametrize("kind", ["", "  kind: vitac\n", "  kind: 3\n"])
+def test_a_model_without_a_valid_kind_hides_no_mistake_that_every_kind_would_make(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "kinds.yaml"
+    path.write_text(
+        f"model:\n{kind}  wdth: 8\n  width: x\n  depth: 2\n  hidden: 8\n  rope: exactly\n  kernel_size: 0\n"
+        "  cms_multipliers: [2, y]\n  more: {deep: 1}\noptimizer: {lr: -1}\n",
+        encoding="utf-8",
+    )
+    assert mistakes(str(path)) == [
+        "model.kind",
+        "model.wdth",
+        "model.width",
+        "model.rope",
+        "model.kernel_size",
+        "model.cms_multipliers[1]",
+        "model.more.deep",
+        "optimizer.lr",
+    ]
+    with pytest.raises(SettingsError) as raised:
+        load_preset(str(path))
+    for part in (
+        "model.wdth = 8: unknown key; nearest: model.width",
+        "model.width = 'x': should be a valid integer",
+        "model.rope = 'exactly': should be 'vjepa2' or 'exact'",
+        "model.kernel_size = 0: should be greater than 0",
+        "model.cms_multipliers[1] = 'y': should be a valid number",
+    ):
+        assert part in str(raised.value)
+
+
 def test_keys_that_are_no_text_are_reported_once_each(tmp_path: Path) -> None:
     path = tmp_path / "keys.yaml"
     path.write_text("~: 1\n1.5: 2\ntrue: 1\ndata.grid: 4\n", encoding="utf-8")
