@@ -121,7 +121,7 @@ def runs_folder(settings: Settings | None = None) -> Path:
     return expanded(os.environ.get("HOPE_RUNS_DIR") or "runs", "HOPE_RUNS_DIR")
 
 
-def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtime:
+def start_runtime(device: str, precision: str) -> Runtime:
     """Resolve device and precision, show the banner on the main process, start the Accelerator."""
     check_launch()
     import torch
@@ -132,8 +132,11 @@ def start_runtime(device: str, precision: str, *, quiet: bool = False) -> Runtim
 
     choice = resolve(device, precision, probe())
     runtime = start(choice)
-    if runtime.is_main and not quiet:
+    if runtime.is_main:
         say(hardware_banner(choice, processes=runtime.world, threads=torch.get_num_threads()))
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks not in ("1", "") and "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+        say(f"note: each of the {tasks} tasks that srun started is a run of its own; torchrun shares one among them")
     return runtime
 
 

@@ -41,8 +41,9 @@ class Outcome:
 
 def environment(folder: Path) -> dict[str, str]:
     """The test machine's environment without the user's settings and a launcher's; caches go to `folder`."""
-    theirs = ("HOPE_", "WANDB_", "ACCELERATE_", "XDG_", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_", "PMI_", "OMPI_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
+    theirs = ("HOPE_", "WANDB_", "ACCELERATE_", "XDG_")
+    launchers = ("MASTER_", "WORLD_SIZE", "RANK", "LOCAL_", "PMI_", "OMPI_", "SLURM_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*theirs, *launchers))}
     return {
         **kept,
         "HOPE_CACHE_DIR": str(folder / "cache"),

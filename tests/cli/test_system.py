@@ -107,6 +107,16 @@ def test_half_a_launch(extra: dict[str, str], words: str, tmp_path: Path) -> Non
         assert ("on one process" if alone else words) in one_line(outcome)
 
 
+def test_tasks_of_srun_are_told_once_that_they_share_nothing(tmp_path: Path) -> None:
+    words = "note: each of the 4 tasks that srun started is a run of its own"
+    launched = {"WORLD_SIZE": "1", "RANK": "0"}  # a torchrun of one process
+    first, fourth = {"SLURM_PROCID": "0"}, {"SLURM_PROCID": "3"}
+    for extra, said in ((first, 1), (fourth, 0), ({**first, **launched}, 0)):
+        command = ["train", "-p", "quickstart", "--device", "cpu", "--dry-run", *TINY]
+        outcome = hope(command, tmp_path, SLURM_STEP_NUM_TASKS="4", **extra)
+        assert (outcome.code, outcome.err.count(words)) == (0, said)
+
+
 @pytest.mark.parametrize(("given", "words"), [("", "is empty"), ("~nobody-here/x", "no such home folder")])
 def test_a_data_folder_that_is_none(given: str, words: str, tmp_path: Path) -> None:
     outcome = hope(["train", "-p", "quickstart", "--data-dir", given], tmp_path)

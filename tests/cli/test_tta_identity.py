@@ -92,7 +92,7 @@ def test_resume_refuses_another_stream(
 def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     """Device and what `auto` precision became depend on the machine, which no flag of this one can change."""
     trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
-    runtime = start_runtime("cpu", "fp32", quiet=True)
+    runtime = start_runtime("cpu", "fp32")
     chosen = held_out_or_all(trained, "auto", lambda text: None)
     marks = fingerprints(chosen.store, chosen.names)
 
@@ -114,7 +114,7 @@ def test_the_weights_are_those_that_were_read_whatever_takes_their_name_later(st
     file = shutil.copy(last, tmp_path / "m.safetensors")
     trained = load_trained(str(file), None, FAST, str(stopped.clips), hashed=True)
     shutil.copy(earlier, file)
-    runtime = start_runtime("cpu", "fp32", quiet=True)
+    runtime = start_runtime("cpu", "fp32")
     chosen = held_out_or_all(trained, "auto", lambda text: None)
     found = identity(trained, ["frozen"], runtime, chosen, fingerprints(chosen.store, chosen.names), None)
     assert found["checkpoint"] == hashlib.sha256(last.read_bytes()).hexdigest()
@@ -134,7 +134,7 @@ def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
 
 def test_another_spelling_of_the_source_folder_is_the_same_stream(stopped: Stopped) -> None:
     trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
-    runtime = start_runtime("cpu", "fp32", quiet=True)
+    runtime = start_runtime("cpu", "fp32")
     chosen = held_out_or_all(trained, "auto", lambda text: None)
     marks = fingerprints(chosen.store, chosen.names)
     found = []
