@@ -95,7 +95,8 @@ def adapted_groups(
 
 @contextmanager
 def only_adapted(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """requires_grad for `parameters` alone while the block runs; afterwards every flag is as it was."""
+    """requires_grad for `parameters` alone while the block runs; afterwards every flag is as it was and no
+    parameter has a gradient."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     adapted = {id(p) for p in parameters}
     try:

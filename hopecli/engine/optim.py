@@ -129,9 +129,14 @@ class PeriodicAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """One training step: groups that are not due only accumulate their gradients."""
+        """One training step: groups that are not due only accumulate their gradients. The loss of `closure`, if any."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         self.hold.before_step(self.param_groups)
-        return super().step(closure)
+        super().step()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """AdamW's state and the gradients waiting for their group's turn."""

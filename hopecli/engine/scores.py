@@ -75,12 +75,12 @@ def too_narrow(clips: int, noun: str = "clips") -> str | None:
 def bootstrap_weights(clips: int, *, samples: int, seed: int) -> np.ndarray | None:
     """Resampling weights over clips [S, n] in float32, the same for all rows so that intervals are paired.
 
-    None with fewer than two clips. The number of resamples is lowered where the table would exceed 400 MB.
+    None with fewer than two clips. S is `samples`, lowered where the table would exceed 400 MB, but not below 100.
     """
     if clips < 2:
         return None
     generator = np.random.default_rng(seed)
-    samples = max(100, min(samples, 100_000_000 // clips))
+    samples = min(samples, max(100, 100_000_000 // clips))
     weights = np.empty((samples, clips), np.float32)
     for i in range(samples):
         weights[i] = np.bincount(generator.integers(0, clips, clips), minlength=clips) / clips

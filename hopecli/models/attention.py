@@ -57,7 +57,8 @@ class KeyValue(NamedTuple):
         buffer, seen = self.buffer, self.tokens
         needed = seen + k.shape[2]
         closed = buffer is not None and buffer.key.is_inference() and not torch.is_inference_mode_enabled()
-        if buffer is None or closed or buffer.used != seen or buffer.key.shape[2] < needed:
+        other = buffer is not None and buffer.key.dtype != k.dtype  # written under autocast and read without, or so
+        if buffer is None or closed or other or buffer.used != seen or buffer.key.shape[2] < needed:
             buffer = KeyValueBuffer(k, max(2 * needed, USUAL_FRAMES * k.shape[2]))
             for pieces in zip(self.keys, self.values, strict=True):
                 buffer.append(*pieces)

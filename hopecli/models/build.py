@@ -9,9 +9,9 @@ from hopecli.models.protocol import PredictorModule
 
 
 def build_model(settings: ModelSettings, *, grid: int, embed_dim: int, action_dim: int, seed: int) -> PredictorModule:
-    """The predictor in float32 on the CPU, its initial weights a function of `seed` alone (global RNG untouched)."""
+    """The predictor in float32 on the CPU: initial weights from `seed` alone, and no global generator is touched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of every GPU too
         return _build(settings, grid=grid, embed_dim=embed_dim, action_dim=action_dim)
 
 

@@ -23,4 +23,4 @@ class CopyLast(PredictorModule):
         self, frame: Tensor, action: Tensor, state_vec: Tensor, extrinsics: Tensor | None, *, memory: None, t: int
     ) -> tuple[Tensor, None]:
         """See `Predictor.step`."""
-        return frame, None
+        return frame.clone(), None  # like any predictor's, a tensor of its own

@@ -131,6 +131,18 @@ def test_untouched_between_its_steps_then_one_step_on_the_mean_gradient() -> Non
         assert not torch.equal(params[1], before[1])
 
 
+def test_a_closure_is_run_before_the_groups_are_held_back() -> None:
+    params, before = parameters(), parameters()
+
+    def closure() -> float:
+        torch.cat([p.flatten() for p in params]).sum().backward()
+        return 0.5
+
+    assert periodic(params, 2).step(closure) == 0.5
+    assert not torch.equal(params[0], before[0])
+    assert torch.equal(params[1], before[1])  # in its second step
+
+
 def test_a_step_without_gradient_counts_as_zero() -> None:
     params, reference = parameters(), parameters()
     optimizer, other = periodic(params, 2), plain(reference[1], 0.01)

@@ -102,3 +102,10 @@ def test_enough_clips_for_an_interval() -> None:
     assert too_narrow(ENOUGH_CLIPS - 1) is not None
     assert too_narrow(ENOUGH_CLIPS) is None
     assert too_narrow(1) is None  # there is none
+
+
+def test_as_many_resamples_as_asked_for() -> None:
+    for samples in (1, 50, 300):
+        drawn = bootstrap_weights(10, samples=samples, seed=0)
+        assert drawn is not None
+        assert drawn.shape == (samples, 10)

@@ -68,3 +68,17 @@ def test_hidden_width_of_a_preset(mlp: Literal["gelu", "swiglu"], mlp_ratio: flo
     settings = ViTACSettings(width=24, depth=1, num_heads=2, mlp_ratio=mlp_ratio, mlp=mlp)
     model = build_model(settings, grid=GRID, embed_dim=DIM, action_dim=ACTIONS, seed=0)
     assert model.get_parameter("predictor_blocks.0.mlp.fc1.weight").shape == (hidden, 24)
+
+
+@pytest.mark.parametrize("autocast_first", [True, False])
+@torch.no_grad()
+def test_a_memory_made_under_autocast_goes_on_without_it_and_the_other_way_round(autocast_first: bool) -> None:
+    """Against one precision all the way: bfloat16 keeps 8 bits, so outputs of size 1 agree to 0.05."""
+    model = make()
+    features, actions = torch.randn(CLIPS, 3, GRID**2, DIM), torch.randn(CLIPS, ACTIONS)
+    memory = model.initial_state(CLIPS)
+    for t in range(3):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast_first == (t == 0)):
+            out, memory = model.step(features[:, t], actions, actions, None, memory=memory, t=t)
+    steady = model(features, actions[:, None].expand(-1, 3, -1), actions[:, None].expand(-1, 3, -1))[:, 2]
+    torch.testing.assert_close(out.float(), steady, rtol=0.05, atol=0.05)

@@ -136,3 +136,24 @@ def test_initial_weights_are_a_function_of_the_seed_alone(kind: str) -> None:
     torch.manual_seed(6)
     assert same(build(kind, seed=0).state_dict(), first)
     assert not same(build(kind, seed=1).state_dict(), first)
+
+
+def test_building_sets_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed reaches the generators of every GPU, which forking the CPU's does not give back."""
+    reached: list[int] = []
+    seed_gpus = torch.cuda.manual_seed_all
+
+    def seed_all(seed: int) -> None:
+        reached.append(seed)
+        seed_gpus(seed)
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    torch.manual_seed(7)
+    assert reached == [7]
+    before = torch.get_rng_state()
+    model = build("vit_ac", seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert reached == [7]
+    torch.manual_seed(8)
+    again = build("vit_ac", seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

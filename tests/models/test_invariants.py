@@ -254,3 +254,14 @@ def test_every_parameter_learns(kind: str) -> None:
         assert parameter.grad.isfinite().all(), name
         rows = parameter.grad if ".memories." in name else parameter.grad[None]  # each of the five memories by itself
         assert all(row.norm() > 0 for row in rows), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_is_a_tensor_of_its_own(kind: str) -> None:
+    model = build(kind)
+    first = inputs(model).at(0)
+    given = first.features.clone()
+    with torch.no_grad():
+        prediction, _ = model.step(*first, memory=model.initial_state(3), t=0)
+        prediction += 1
+    assert torch.equal(first.features, given)
