@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +23,7 @@ from hopecli.cli.stderr import prepare_stderr
 from hopecli.cli.system import drop_stdout, explained, prepare_stdout, require_working_directory
 from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
+from hopecli.engine.signals import WARNINGS
 from hopecli.errors import (
     CHECK_ACCESS,
     AbortedError,
@@ -120,23 +122,24 @@ def _say_what_ends_us() -> None:
     An exception instead would get lost while modules are imported. Under torchrun nothing may delay the end: a process
     that waits for another runs no handlers.
     """
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(Exception):  # the signal may have come in the middle of another line
-            print(f"stopped: {signal.Signals(number).name}; only complete files are kept", file=sys.stderr, flush=True)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
     if one_of_several():
         return
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores it, and so do we
-            signal.signal(number, on_signal)
+            signal.signal(number, _end_with_a_line)
+
+
+def _end_with_a_line(number: int, frame: FrameType | None) -> None:
+    """Handler of a signal that ends the process."""
+    with contextlib.suppress(Exception):  # the signal may have come in the middle of another line
+        print(f"stopped: {signal.Signals(number).name}; only complete files are kept", file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and its exit code, never a traceback."""
+    """Run the command line; a user's mistake is one line on stderr and its exit code, a traceback only with --debug."""
     prepare_stderr()
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -148,10 +151,10 @@ def main() -> None:
         sys.stdout.flush()  # a full disk must be found here, not when the interpreter ends
     except HopeError as error:
         _let_the_first_speak()
-        if debug:
-            raise
-        head = "stopped" if isinstance(error, StoppedError | AbortedError) else "error"
-        _die(f"{head}: {error}", error.exit_code)
+        stopped = isinstance(error, StoppedError | AbortedError)
+        if debug and not stopped:
+            traceback.print_exc()
+        _die(f"{'stopped' if stopped else 'error'}: {error}", error.exit_code)
     except KeyboardInterrupt:
         _die_of_interrupt()
     except BrokenPipeError:
@@ -160,14 +163,15 @@ def main() -> None:
     except Exception as error:
         known = explained(error)
         _let_the_first_speak()
-        if debug:
-            raise
         if _interrupted(error):
             _die_of_interrupt()
+        if debug:
+            traceback.print_exc()
         if known is not None:
             _die(f"error: {known}", known.exit_code)
         text = " ".join(str(error).split())[:500]
-        _die(f"unexpected error: {type(error).__name__}: {text}. Run again with --debug for the traceback", 1)
+        more = "" if debug else ". Run again with --debug for the traceback"
+        _die(f"unexpected error: {type(error).__name__}: {text}{more}", 1)
     if code:
         raise SystemExit(code)
 
@@ -231,15 +235,18 @@ def _die(message: str, code: int) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process with `code`; from here on Ctrl-C only skips waiting for threads and the exit functions."""
+    """End the process with `code`; from here on a signal only skips waiting for threads and the exit functions: what
+    was asked for is done, and a batch system's warning must not make a failed run of it."""
 
     def at_once(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the caller ignores it, and so do we
-        signal.signal(signal.SIGINT, at_once)
+    names = ("SIGINT",) if one_of_several() else ("SIGINT", "SIGTERM", "SIGHUP", *WARNINGS)  # torchrun may not wait
+    for number in [getattr(signal, name) for name in names if hasattr(signal, name)]:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, _end_with_a_line):
+            signal.signal(number, at_once)  # others are ignored by the caller's wish, or taken
     raise SystemExit(code)
 
 
@@ -249,15 +256,13 @@ class _End:
     code: int | None = None  # None: an error of our own has left entry_point() with its traceback
 
     def __call__(self) -> None:
-        """From here on Ctrl-C is ignored: while Python takes itself down it runs no handlers, so that an interrupt
-        would kill the process and hide the code.
+        """End the process, before Python takes itself down: it would run no handlers meanwhile, so that a signal would
+        kill the process and hide the code.
 
-        A process of torchrun ends here. The threads of its process group live as long as a module that exchanges
-        gradients, and one that lets go of a tensor while Python takes itself down aborts the process, which torchrun
-        takes for a run that failed.
+        And the threads of torchrun's process group live as long as a module that exchanges gradients: one that lets go
+        of a tensor while Python takes itself down aborts the process, which torchrun takes for a run that failed.
         """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if self.code is not None and "LOCAL_RANK" in os.environ:
+        if self.code is not None:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()

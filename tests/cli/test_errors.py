@@ -103,10 +103,14 @@ def test_no_command_shows_the_commands(tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    from hopecli.errors import DataError
-
-    with pytest.raises(DataError):
-        hope(["train", "--preset", "vjepa2_ac", "--debug"], tmp_path)
+    """Above the line, and with the code, that there are without it."""
+    command = ["train", "--preset", "vjepa2_ac"]
+    plain, shown = hope(command, tmp_path), hope([*command, "--debug"], tmp_path)
+    assert (plain.code, shown.code) == (3, 3)
+    assert "Traceback" not in plain.err
+    head, _, tail = shown.err.partition("Traceback (most recent call last):")
+    assert f"{head}{tail.splitlines()[-1]}\n" == plain.err
+    assert "hopecli.errors.DataError: " in tail
 
 
 @pytest.mark.usefixtures("permissions_obeyed")

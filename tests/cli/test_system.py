@@ -150,44 +150,38 @@ def test_runs_folder_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert runs_folder() == Path("runs")
 
 
-# Where the interpreter is when Ctrl-C comes after the command: waiting for a thread, or deleting its modules.
-LATE = {
-    "threads": """
+# A signal when the command is done: while the interpreter waits for a thread, or calls the exit functions.
+LATE = """
+import atexit, os, signal, threading, time
+from hopecli.cli.main import entry_point
+
+def send():
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(30)
+
 def late():
     while threading.main_thread().is_alive():  # until the interpreter waits for this thread
         time.sleep(0.01)
-    interrupt()
-    time.sleep(30)
+    {send}
+
 threading.Thread(target=late).start()
-""",
-    "teardown": """
-class Last:
-    def __init__(self):
-        self.call = interrupt
-    def __del__(self):
-        self.call()
-sys.modules["last"] = Last()
-""",
-}
-LATE_HEAD = """
-import functools, os, signal, sys, threading, time
-from hopecli.cli.main import entry_point
-interrupt = functools.partial(os.kill, os.getpid(), signal.SIGINT)
+entry_point()
 """
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["presets"], 0), (["presets", "absent"], 2)])
-@pytest.mark.parametrize("late", LATE)
-def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("send", ["send()", "atexit.register(send)"])
+def test_a_signal_after_the_command(send: str, name: str, arguments: list[str], code: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"{LATE_HEAD}{LATE[late]}entry_point()", *arguments],
+        [sys.executable, "-c", LATE.format(signal=name, send=send), *arguments],
         cwd=tmp_path,
         env={**environment(tmp_path), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it for all
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),  # the shell may ignore it for all
     )
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == (code != 0), done.stderr
@@ -195,12 +189,12 @@ def test_ctrl_c_after_the_command(late: str, arguments: list[str], code: int, tm
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["presets"], 0), (["presets", "absent"], 2)])
-def test_one_of_several_processes_ends_as_one_alone(arguments: list[str], code: int, tmp_path: Path) -> None:
-    """It does not wait for Python to take itself down, but loses nothing that was printed."""
-    alone, launched = (in_shell('"$@"', tmp_path, *arguments, **extra) for extra in ({}, {"LOCAL_RANK": "0"}))
-    assert launched == alone
-    assert alone.code == code
-    assert ("vjepa2_ac" in alone.out) == (code == 0)
+def test_nothing_that_was_printed_is_lost(arguments: list[str], code: int, tmp_path: Path) -> None:
+    """The process does not wait for Python to take itself down."""
+    outcome, expected = in_shell('"$@"', tmp_path, *arguments), hope(arguments, tmp_path)
+    assert outcome == expected
+    assert outcome.code == code
+    assert ("vjepa2_ac" in outcome.out) == (code == 0)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +213,12 @@ def test_threads_wait_briefly_and_fit_the_cpu_quota_unless_told(
     """On a machine that is described: 64 cores, of which a container may use 2.5."""
     machine = "from hopecli import hardware as h; h.allowed_cores, h.cpu_quotas = lambda: 64, lambda: [2.5];"
     shown = "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_NUM_THREADS'))"
-    late = f"import atexit, os; atexit.register(lambda: {shown}); {machine}"
+    main = f"from hopecli.cli import main as m; run = m._run; m._run = lambda: [run(), {shown}][0];"
     theirs = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     variables = {k: v for k, v in environment(tmp_path).items() if k not in theirs}
     (tmp_path / ".env").write_text(given.get(".env", ""))
     done = subprocess.run(
-        [sys.executable, "-c", f"{late} from hopecli.cli.main import entry_point; entry_point()", "presets"],
+        [sys.executable, "-c", f"import os; {machine} {main} m.entry_point()", "presets"],
         cwd=tmp_path,
         env={**variables, **given, "PYTHONPATH": str(ROOT)},
         capture_output=True,
