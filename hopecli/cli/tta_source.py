@@ -51,7 +51,10 @@ def fingerprinted(
     stays_out: dict[str, str] = {} if before is None else before.get("left_out", {})
     names = [name for name in chosen.names if name not in stays_out]
     if d.on_error == "error":
-        return replace(chosen, names=names, skipped={**chosen.skipped, **stays_out}), fingerprints(store, names)
+        marks = fingerprints(store, names)
+        for error in spoilt(store, marks, clips).values():  # before it is found to have other content, which tells less
+            raise error
+        return replace(chosen, names=names, skipped={**chosen.skipped, **stays_out}), marks
     marks, errors = fingerprints_or_errors(store, names)
     errors |= spoilt(store, marks, clips)
     marks = {name: mark for name, mark in marks.items() if name not in errors}
@@ -77,14 +80,13 @@ def find_source(
     folder that does not fit training's).
 
     Left out: clips that are in the stream (by its fingerprints `streamed`), or that the weights were adapted on before,
-    and held-out clips of fewer frames than the stream uses. SettingsError when that leaves none of a folder that was
-    given.
+    held-out clips of fewer frames than the stream uses, and with data.on_error=skip clips that cannot be read.
+    SettingsError when that leaves none of a folder that was given; DataError for a clip of it that cannot be read.
     """
     from hopecli.data.source import clips_folder
     from hopecli.data.split import usable_clips
     from hopecli.data.store import ClipStore
     from hopecli.engine.tta_clip import make_plan
-    from hopecli.report.console import counted
 
     extrinsics = trained.settings.use_extrinsics
     seen = streamed | trained.adapted_on
@@ -118,9 +120,7 @@ def find_source(
         say(f"note: forgetting is not measured: the checkpoint's held-out clips {what} (give --source-data-dir)")
         return None
     label = "held out from training"
-    if lost:
-        name, reason = next(iter(lost.items()))
-        say(f"note: {counted(len(lost), 'held-out clip')} left out of forgetting, the first {name}: {reason}")
+    _say_lost(lost, "held-out clip", say)
     if lengths:  # the stream is longer than the clips that training read
         held_out = [name for name in held_out if lengths[name] >= needed]
         if not held_out:
@@ -135,11 +135,17 @@ def find_source(
             store.folder, settings.model_copy(update={"num_timesteps": needed}), use_extrinsics=extrinsics
         )
         label += _too_short(len(lengths) - len(held_out), needed, say)
-    names, left_out = _unseen(trained, store, held_out, seen)
+    try:
+        names, left_out, lost = _unseen(trained, store, held_out, seen)
+    except DataError as error:
+        say(f"note: forgetting is not measured: {error}")
+        return None
+    _say_lost(lost, "held-out clip", say)
     if not names:
+        why = "cannot be read, " if lost else ""
         say(
-            "note: forgetting is not measured: all held-out clips are in the stream, or the weights were adapted on "
-            "them (give --source-data-dir)"
+            f"note: forgetting is not measured: all held-out clips {why}are in the stream, or the weights were adapted "
+            "on them (give --source-data-dir)"
         )
         return None
     other = _differences(s.data, settings)
@@ -201,10 +207,12 @@ def _given(
     trained: Trained, store: ClipStore, usable: Sequence[str], seen: set[str], say: Callable[[str], None]
 ) -> Source:
     """The clips of a folder that the user names, with how many of them the checkpoint was trained on."""
-    names, left_out = _unseen(trained, store, usable, seen)
+    names, left_out, lost = _unseen(trained, store, usable, seen)
+    _say_lost(lost, "source clip", say)
     if not names:
+        why = "cannot be read, " if lost else ""
         raise SettingsError(
-            "all of its clips are in the stream, or the weights were adapted on them",
+            f"all of its clips {why}are in the stream, or the weights were adapted on them",
             where="--source-data-dir",
             value=str(store.folder),
             fix="give clips of the training domain that are not, or leave it out",
@@ -225,20 +233,41 @@ def _differences(now: DataSettings, then: DataSettings) -> list[str]:
     return [f"data.{key}={getattr(then, key)}" for key in keys if getattr(now, key) != getattr(then, key)]
 
 
-def _unseen(trained: Trained, store: ClipStore, names: Sequence[str], seen: set[str]) -> tuple[list[str], int]:
-    """The first adaptation.source_clips clips without one of these fingerprints, and how many were left out on the way:
-    fingerprints of what the stream reads, which may be another feature map of the same clip."""
+def _unseen(
+    trained: Trained, store: ClipStore, names: Sequence[str], seen: set[str]
+) -> tuple[list[str], int, dict[str, str]]:
+    """The first adaptation.source_clips clips without one of these fingerprints, how many were left out on the way for
+    having one (of what the stream reads, which may be another feature map of the same clip), and those left out since
+    they cannot be read, with reasons: with data.on_error "skip" alone, otherwise a DataError."""
+    from hopecli.data.resumed_split import unreadable
+    from hopecli.data.split import reason_of
+
     readings = readings_of(store, trained.settings.data)
     chosen: list[str] = []
-    left_out = 0
+    left_out, lost = 0, {}
     for name in names:
         if len(chosen) == trained.settings.adaptation.source_clips:
             break
         if recognised(readings, [name], seen):
             left_out += 1
-        else:
+            continue
+        error = unreadable(store, [name]).get(name)
+        if error is None:
             chosen.append(name)
-    return chosen, left_out
+        elif store.settings.on_error == "error":
+            fix = "encode it again, or leave such clips out with data.on_error=skip"
+            raise DataError(error.what, where=str(store.folder / name), value=error.value, fix=fix)
+        else:
+            lost[name] = reason_of(error)
+    return chosen, left_out, lost
+
+
+def _say_lost(lost: Mapping[str, str], noun: str, say: Callable[[str], None]) -> None:
+    if lost:
+        from hopecli.report.console import counted
+
+        name, reason = next(iter(lost.items()))
+        say(f"note: {counted(len(lost), noun)} left out of forgetting, the first {name}: {reason}")
 
 
 def _too_short(count: int, frames: int, say: Callable[[str], None]) -> str:

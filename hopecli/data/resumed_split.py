@@ -43,6 +43,8 @@ def resumed_split(
         marks = {name: mark for name, mark in marks.items() if name not in lost}
     else:
         marks = fingerprints(store, readable, marking)
+        for error in (spoilt(store, marks, before.fingerprints) if before.comparable else {}).values():
+            raise error  # before it is found to have other content, which tells less
     kept = set(sides) if skipping else here
     split = replace(
         before,

@@ -242,6 +242,10 @@ def test_an_unreadable_training_clip_in_mid_epoch_costs_no_steps(tmp_path: Path)
     outcome = hope(resume, tmp_path)
     assert outcome.code == 4
     assert "the clips are not those the run was started with (got 'clip_00004 has other content')" in one_line(outcome)
+    clips_with(tmp_path, {3: 0.0, 4: float("nan")})
+    outcome = hope(resume, tmp_path)
+    assert outcome.code == 3
+    assert "error: clip_00004: features hold NaN" in one_line(outcome)
 
 
 def test_gradients_are_not_divided_by_a_variable_of_the_launcher(tmp_path: Path) -> None:

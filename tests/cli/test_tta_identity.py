@@ -120,16 +120,23 @@ def test_the_weights_are_those_that_were_read_whatever_takes_their_name_later(st
     assert found["checkpoint"] == hashlib.sha256(last.read_bytes()).hexdigest()
 
 
-def test_resume_refuses_changed_clips(stopped: Stopped, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("factor", "code", "words"),
+    [
+        (-1.0, 4, "the interrupted stream had other clips (got 'clip_00002 has other content')"),
+        (np.nan, 3, "error: clip_00002: features hold NaN"),
+    ],
+)
+def test_resume_refuses_changed_clips(stopped: Stopped, factor: float, code: int, words: str) -> None:
     changed = stopped.clips / "clip_00002/feature_maps/vjepa2_vitl16.npy"
     before = changed.read_bytes()
-    np.save(changed, -np.load(changed))
+    np.save(changed, factor * np.load(changed))
     try:
         other = stopped.tta("--resume")
     finally:
         changed.write_bytes(before)
-    assert other.code == 4, other.err
-    assert "the interrupted stream had other clips (got 'clip_00002 has other content')" in other.err
+    assert other.code == code, other.err
+    assert words in other.err
 
 
 def test_another_spelling_of_the_source_folder_is_the_same_stream(stopped: Stopped) -> None:

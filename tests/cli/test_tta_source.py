@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.runner import TINY, hope, only_run
+from tests.cli.runner import TINY, hope, one_line, only_run
 from tests.clips import DIM, make_features, write_clip
 
 FRAMES, CLIPS = 8, 8
@@ -103,3 +103,61 @@ def test_source_clips_that_are_laid_out_as_the_stream_are_read_as_it(run: Path, 
     last = outcome.err.splitlines()[-1]
     assert "they are read as in training (data.feature_map=vjepa2_vitl16) or" in last.lower()
     assert "Set data.feature_map" not in last
+
+
+@pytest.fixture
+def damaged(run: Path, tmp_path: Path) -> Path:
+    """The held-out clips again, the first two with a NaN, which only reading them tells."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(run.parents[2] / "copy", folder)
+    for clip in sorted(folder.iterdir())[:2]:
+        (file,) = (clip / "feature_maps").iterdir()
+        features = np.load(file, allow_pickle=False)
+        features.flat[0] = np.nan
+        np.save(file, features)
+    return folder
+
+
+def test_source_clips_that_cannot_be_read_take_no_place(run: Path, damaged: Path, tmp_path: Path) -> None:
+    sound = tmp_path / "sound"
+    shutil.copytree(damaged, sound)
+    first, second, *rest = sorted(path.name for path in damaged.iterdir())
+    for name in (first, second):
+        shutil.rmtree(sound / name)
+    stream = ["--data-dir", "stream", "adaptation.source_clips=2", "data.on_error=skip"]
+    found, err = forgetting(run, *stream, "--source-data-dir", str(damaged))
+    expected, _ = forgetting(run, *stream, "--source-data-dir", str(sound))
+    assert found == expected
+    assert found is not None
+    assert (found["clips"], found["left_out"]) == (len(rest), 0)
+    words = f"note: 2 source clips left out of forgetting, the first {first}: not_finite: features hold NaN"
+    assert words in err
+
+
+def test_a_source_clip_that_cannot_be_read_is_named(run: Path, damaged: Path) -> None:
+    first = min(damaged.iterdir())
+    command = ["tta", "--ckpt", str(run), "--device", "cpu", "--data-dir", "stream", "--name", "named"]
+    outcome = hope([*command, "--source-data-dir", str(damaged)], run.parents[2])
+    assert outcome.code == 3
+    assert f"error: {first}: features hold NaN or infinite values. Encode it again" in one_line(outcome)
+    assert not (run / "tta/named").exists()
+
+
+def test_a_held_out_clip_that_cannot_be_read(run: Path, damaged: Path) -> None:
+    """The stream is adapted to, whatever has become of the clips that show forgetting."""
+    beside = run.parents[2]
+    for clip in sorted(damaged.iterdir())[:2]:
+        shutil.rmtree(beside / "clips" / clip.name)
+        shutil.copytree(clip, beside / "clips" / clip.name)
+    try:
+        none, err = forgetting(run, "--data-dir", "stream")
+        assert none is None
+        assert "note: forgetting is not measured: " in err
+        found, err = forgetting(run, "--data-dir", "stream", "data.on_error=skip", "data.max_skipped=0.9")
+        assert found is not None
+        assert found["clips"] == 2
+        assert "left out of forgetting, the first " in err
+    finally:
+        for clip in sorted(damaged.iterdir())[:2]:
+            shutil.rmtree(beside / "clips" / clip.name)
+            shutil.copytree(beside / "copy" / clip.name, beside / "clips" / clip.name)
