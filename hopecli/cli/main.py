@@ -23,7 +23,6 @@ from hopecli.cli.stderr import prepare_stderr
 from hopecli.cli.system import drop_stdout, explained, prepare_stdout, require_working_directory
 from hopecli.cli.train import train_command
 from hopecli.cli.tta import tta_command
-from hopecli.engine.signals import WARNINGS
 from hopecli.errors import (
     CHECK_ACCESS,
     AbortedError,
@@ -237,6 +236,7 @@ def _die(message: str, code: int) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """End the process with `code`; from here on a signal only skips waiting for threads and the exit functions: what
     was asked for is done, and a batch system's warning must not make a failed run of it."""
+    from hopecli.engine.signals import WARNINGS
 
     def at_once(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(Exception):
