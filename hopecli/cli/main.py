@@ -82,6 +82,8 @@ app.command("presets")(presets_command)
 def entry_point() -> NoReturn:
     """`hope` as a process: main(), after which nothing can change the exit code or print a traceback."""
     _say_what_ends_us()
+    from hopecli.engine.signals import WARNINGS  # while nothing is lost by it: _leave() is in haste
+
     last = _End()
     atexit.register(last)  # registered first, so called last
     try:
@@ -95,7 +97,7 @@ def entry_point() -> NoReturn:
     except KeyboardInterrupt:  # one more while main() was ending
         code = AbortedError.exit_code
     last.code = code
-    _leave(code)
+    _leave(code, WARNINGS)
 
 
 def _prepare_threads() -> None:
@@ -233,17 +235,16 @@ def _die(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, warnings: tuple[str, ...]) -> NoReturn:
     """End the process with `code`; from here on a signal only skips waiting for threads and the exit functions: what
     was asked for is done, and a batch system's warning must not make a failed run of it."""
-    from hopecli.engine.signals import WARNINGS
 
     def at_once(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         os._exit(code)
 
-    names = ("SIGINT",) if one_of_several() else ("SIGINT", "SIGTERM", "SIGHUP", *WARNINGS)  # torchrun may not wait
+    names = ("SIGINT",) if one_of_several() else ("SIGINT", "SIGTERM", "SIGHUP", *warnings)  # torchrun may not wait
     for number in [getattr(signal, name) for name in names if hasattr(signal, name)]:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, _end_with_a_line):
             signal.signal(number, at_once)  # others are ignored by the caller's wish, or taken

@@ -187,6 +187,7 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
         adapted_parameters=sum(p.numel() for group in groups for p in group.parameters),
         fingerprints=marks,
         training_seed=trained.trained_under.training.seed,
+        source_unreadable=0 if source is None else source.unreadable,
     )
     announce_replacing(folder, say, resumed=request.resume)  # last: nothing is replaced when the settings are refused
     return job, facts

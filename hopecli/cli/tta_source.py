@@ -25,11 +25,12 @@ AS_NOW = ("num_timesteps", "on_short", "on_error", "max_skipped", "workers")
 
 @dataclass(frozen=True)
 class Source:
-    """Clips of the training domain whose loss shows forgetting."""
+    """Clips of the training domain whose loss shows forgetting; unreadable: how many others could not be read."""
 
     store: ClipStore
     names: list[str]
     label: str
+    unreadable: int
 
 
 def fingerprinted(
@@ -151,7 +152,7 @@ def find_source(
     other = _differences(s.data, settings)
     if other:
         say(f"note: the source clips are read as in training, with {', '.join(other)}")
-    return Source(store, names, f"{label}{_left_out(left_out, say)}")
+    return Source(store, names, f"{label}{_left_out(left_out, say)}", len(lost))
 
 
 def _held_out(trained: Trained, store: ClipStore, split: Split) -> tuple[list[str], dict[str, str]]:
@@ -224,7 +225,7 @@ def _given(
     if known:
         say(f"warning: the checkpoint was trained on {known} of these {len(names)} source clips")
         label += f", {known} of {len(names)} trained on"
-    return Source(store, names, label)
+    return Source(store, names, label, len(lost))
 
 
 def _differences(now: DataSettings, then: DataSettings) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from hopecli.config.checks import cross_checks
 from hopecli.config.files import find_preset, read_preset
 from hopecli.config.keys import model_kinds
-from hopecli.config.mistakes import ABSENT, Problem, dotted, field_problems, flat, mistakes_error, stands
+from hopecli.config.mistakes import ABSENT, Problem, dotted, errors_of, field_problems, flat, mistakes_error, stands
 from hopecli.config.schema import Settings
 from hopecli.config.yaml_text import parse_yaml
 from hopecli.errors import SettingsError
@@ -178,7 +178,7 @@ def _validate(tree: Tree) -> tuple[Settings | None, list[Problem]]:
         except ValidationError as error:
             before = tree
             known = {problem.key for problem in problems}
-            for item in error.errors(include_url=False):
+            for item in errors_of(error):
                 path = _path(item["loc"])
                 if item["type"] != "missing" or dotted(path) not in known:  # else taken out for being wrong
                     problems += field_problems(item, path)

@@ -53,6 +53,16 @@ def field_problems(item: Any, path: Path) -> list[Problem]:
     return [Problem(key, value, message)]
 
 
+def errors_of(error: ValidationError) -> list[Any]:
+    """pydantic's errors, without a list's being too short for its wrong items being left out."""
+    items: list[Any] = error.errors(include_url=False)
+
+    def of_its_items(item: Any) -> bool:
+        return any(other["loc"][: len(item["loc"])] == item["loc"] for other in items if other is not item)
+
+    return [item for item in items if item["type"] != "too_short" or not of_its_items(item)]
+
+
 def stands(rule: Problem, wrong: Iterable[str]) -> bool:
     """Whether a broken rule is the user's mistake: none of its keys fell back to a default for being `wrong`."""
     keys = [_any_item(key) for key in (rule.key, *rule.of)]
@@ -104,7 +114,7 @@ def _wrong_in_every_kind(section: Mapping[str, Any]) -> list[Problem]:
         try:
             model.model_validate({**section, "kind": kind})
         except ValidationError as error:
-            for item in error.errors(include_url=False):
+            for item in errors_of(error):
                 errors.setdefault(str(item["loc"][0]), []).append(item)
         found.append(errors)
     problems = []

@@ -33,6 +33,7 @@ class StreamFacts:
     adapted_parameters: int
     fingerprints: dict[str, str] = field(default_factory=dict)
     training_seed: int | None = None
+    source_unreadable: int = 0
 
 
 def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> TtaResults:
@@ -93,7 +94,7 @@ def summarise_stream(job: TtaJob, record: StreamRecord, facts: StreamFacts) -> T
         ms_frozen=median(row.ms_frozen for row in rows),
         bytes_adapted=record.bytes_adapted,
         bytes_frozen=record.bytes_frozen,
-        forgetting=_forgetting(record, facts.source_label, a.bootstrap_samples, a.seed),
+        forgetting=_forgetting(record, facts, a.bootstrap_samples, a.seed),
         orders=_orders(job, record),
         device=job.runtime.choice.device,
         precision=job.runtime.choice.precision,
@@ -126,8 +127,8 @@ def _rolling(values: Sequence[float]) -> list[float]:
     return [float(np.mean(values[max(0, i + 1 - ROLLING) : i + 1])) for i in range(len(values))]
 
 
-def _forgetting(record: StreamRecord, label: str | None, samples: int, seed: int) -> Forgetting | None:
-    if not record.source_before or label is None:
+def _forgetting(record: StreamRecord, facts: StreamFacts, samples: int, seed: int) -> Forgetting | None:
+    if not record.source_before or facts.source_label is None:
         return None
     before = np.array(record.source_before)
     kept = np.isfinite(np.array([record.source_before, *record.source_after])).all(axis=0)
@@ -140,9 +141,9 @@ def _forgetting(record: StreamRecord, label: str | None, samples: int, seed: int
         difference = interval(losses - before, bootstrap_weights(len(before), samples=samples, seed=seed))
     start = finite_mean(before.tolist())
     return Forgetting(
-        source=label,
+        source=facts.source_label,
         clips=int(kept.sum()),
-        left_out=int((~kept).sum()),
+        left_out=facts.source_unreadable + int((~kept).sum()),
         before=start,
         after=after,
         difference=difference,

@@ -40,6 +40,8 @@ def mistakes(preset: str, *overrides: str) -> list[str]:
             ["objective.curriculum=[{epoch: 1, T_rollout: x}, {epoch: 2, context_frames: 4}]"],
             ["objective.curriculum[0].T_rollout"],
         ),
+        ("quickstart_hope", ["model.cms_update_periods=[0]"], ["model.cms_update_periods[0]"]),
+        ("quickstart_hope", ["model.cms_update_periods=[]"], ["model.cms_update_periods"]),
         # A wrong value elsewhere hides no broken rule.
         ("quickstart", ["model.depth=x", "model.width=63"], ["model.depth", "model.width"]),
         ("quickstart", ["data.workers=x", "training.accumulate=3"], ["data.workers", "training.accumulate"]),
