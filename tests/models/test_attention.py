@@ -75,10 +75,10 @@ def test_hidden_width_of_a_preset(mlp: Literal["gelu", "swiglu"], mlp_ratio: flo
 def test_a_memory_made_under_autocast_goes_on_without_it_and_the_other_way_round(autocast_first: bool) -> None:
     """Against one precision all the way: bfloat16 keeps 8 bits, so outputs of size 1 agree to 0.05."""
     model = make()
-    features, actions = torch.randn(CLIPS, 3, GRID**2, DIM), torch.randn(CLIPS, ACTIONS)
+    features, actions = torch.randn(CLIPS, 4, GRID**2, DIM), torch.randn(CLIPS, ACTIONS)
     memory = model.initial_state(CLIPS)
-    for t in range(3):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast_first == (t == 0)):
+    for t in range(4):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast_first == (t < 2)):
             out, memory = model.step(features[:, t], actions, actions, None, memory=memory, t=t)
-    steady = model(features, actions[:, None].expand(-1, 3, -1), actions[:, None].expand(-1, 3, -1))[:, 2]
+    steady = model(features, actions[:, None].expand(-1, 4, -1), actions[:, None].expand(-1, 4, -1))[:, 3]
     torch.testing.assert_close(out.float(), steady, rtol=0.05, atol=0.05)
