@@ -22,7 +22,8 @@ from hopecli.models.build import count_parameters
 @dataclass(frozen=True)
 class StreamFacts:
     """Where checkpoint and clips come from, for the record; fingerprints: content hash per clip name of the stream;
-    seen: clips trained or adapted on, None when that is not known."""
+    seen: clips trained or adapted on, None when that is not known; source_unreadable: source clips that could not
+    be read before the stream."""
 
     checkpoint: str
     data: str
