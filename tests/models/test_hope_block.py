@@ -201,6 +201,23 @@ def test_writes_stay_in_float32_under_autocast() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("retained", [3.0, 6.5])
+def test_rates_keep_their_digits_under_autocast(retained: float) -> None:
+    """In 8 bits alpha at gate bias 6.5, 0.9985, would be 1. Its input is of bfloat16: what is forgotten, 1 - alpha, and
+    eta then differ by less than one of its roundings, 2 ** -8 or 0.4 %: 0.5 % is over twice what is found."""
+    block = make_block(perturb=0.0).float()
+    block.gates.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    block.gates.bias[1] = retained
+    x = tokens().float()
+    _, exact = walk(block, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rough = walk(block, x)
+    for a, b in zip(rough, exact, strict=True):
+        torch.testing.assert_close(1 - a.write.alpha, 1 - b.write.alpha, rtol=0.005, atol=0)
+        torch.testing.assert_close(a.write.eta, b.write.eta, rtol=0.005, atol=0)
+
+
+@torch.no_grad()
 def test_autocast_changes_no_bit_of_a_write() -> None:
     """A dtype of float32 is not enough: autocast would round products to 8 bits on their way into float32 sums."""
     random = torch.Generator().manual_seed(0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hopecli.models.hope.continuum import ContinuumLevel
 from hopecli.models.hope.memory import Memories, MemoryWeights, read
-from hopecli.models.hope.update import EPS, Write, apply_write, prepare_write
+from hopecli.models.hope.update import EPS, Write, apply_write, at_least_float32, prepare_write
 from hopecli.models.rope import RotaryTables, rotate
 from hopecli.models.tokens import trunc_normal
 
@@ -120,10 +120,16 @@ class HopeBlock(nn.Module):
     def _prepare(self, y: Tensor, others: MemoryWeights, rotary: RotaryTables | None) -> Write:
         """Keys, values and rates of the frame from its tokens y [B, C, d] at the state before the frame."""
         key, value, rate, retention = read(others, y).unbind(1)  # each [B, C, d]
-        weight, bias = self.gates.weight, self.gates.bias
-        eta = torch.sigmoid(rms_normalise(rate) @ weight[0] + bias[0])  # [B, C]
-        alpha = torch.sigmoid(rms_normalise(retention) @ weight[1] + bias[1]).mean(dim=1)  # [B]
-        return prepare_write(self._rotated(key, rotary), rms_normalise(value), eta, alpha)
+        return prepare_write(self._rotated(key, rotary), rms_normalise(value), *self._rates(rate, retention))
+
+    def _rates(self, rate: Tensor, retention: Tensor) -> tuple[Tensor, Tensor]:
+        """eta [B, C] and alpha [B] from the reads [B, C, d] of their memories, in float32 at least: in the 8 bits of
+        bfloat16 an alpha above 0.998 is 1, which never forgets anything."""
+        gates = self.gates
+        with torch.autocast(rate.device.type, enabled=False):
+            weight, bias, rate, retention = (at_least_float32(x) for x in (gates.weight, gates.bias, rate, retention))
+            eta = torch.sigmoid(rms_normalise(rate) @ weight[0] + bias[0])
+            return eta, torch.sigmoid(rms_normalise(retention) @ weight[1] + bias[1]).mean(dim=1)
 
     def _rotated(self, x: Tensor, rotary: RotaryTables | None) -> Tensor:
         """n(R_t(x)) of x [B, C, d]: rotary embedding per head, then unit RMS over all of d."""
