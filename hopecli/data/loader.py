@@ -13,9 +13,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hopecli.data.clip import ClipBatch
-from hopecli.data.readers import STARTED_BY, batch_bytes, begin_reading, reader_processes, socket_folder
+from hopecli.data.readers import (
+    STARTED_BY,
+    batch_bytes,
+    begin_reading,
+    reader_processes,
+    socket_folder,
+    starting_readers,
+)
 from hopecli.data.store import ClipStore, Sample
 from hopecli.errors import DataError
+
+# How torch says that a reader has died; the second where a thread that page-locks batches was just taking one over.
+_LOST_READER = ("DataLoader worker", "Pin memory thread exited")
 
 
 class _Clips(Dataset):
@@ -140,7 +150,7 @@ def load_batches(
         worker_init_fn=functools.partial(begin_reading, socket_folder()) if workers else None,
         multiprocessing_context=STARTED_BY if workers else None,
     )
-    with _no_handler_of_dead_readers():
+    with _no_handler_of_dead_readers(), starting_readers():
         try:
             return _reading(iter(loader))
         except OSError as error:
@@ -167,7 +177,7 @@ def _reading(batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
     try:
         yield from batches
     except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed a batch over
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        if isinstance(error, RuntimeError) and not any(what in str(error) for what in _LOST_READER):
             raise
         fix = "memory may have been short (lower data.workers or data.batch_size), or the disk failed"
         raise DataError("a process that reads clips died", where="data.workers", fix=fix) from error

@@ -7,10 +7,11 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -22,6 +23,12 @@ from hopecli.errors import DataError
 SHARED_MEMORY = "/dev/shm"  # where readers leave batches for the process that started them (Linux)
 # Reading is numpy on files: fork is safe, and spares a second import of torch per reader and epoch.
 STARTED_BY = "fork" if sys.platform == "linux" else None  # None: the system's default
+# What a terminal, `timeout` or a batch system sends to a whole process group.
+_GROUP_SIGNALS = {
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+}
 SHORT_FOLDERS = ("/tmp", "/var/tmp", SHARED_MEMORY)  # for sockets, when the temporary folder takes none
 
 
@@ -110,14 +117,34 @@ def _takes_sockets(folder: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def starting_readers() -> Iterator[None]:
+    """Signals wait while the body starts readers, and in these until `begin_reading`: where one begins with a new
+    Python (macOS), it is in the process group, with no handler, for the seconds that importing torch takes."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_reading(folder: str | None, worker: int) -> None:
     """What a reader does first; `folder` is where it is to listen.
 
     Ctrl-C, `timeout` and torchrun signal the whole process group; a reader that dies of it would end a run that is
-    about to save, so it leaves the group. It still ends when its parent tells it to, or is gone.
+    about to save, so it leaves the group (and ignores Ctrl-C where there are none). It still ends when its parent tells
+    it to, or is gone.
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        for number in signal.sigpending() & _GROUP_SIGNALS:  # they came before it had left the group
+            signal.sigwait({number})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
     if folder is not None:
         tempfile.tempdir = os.environ["TMPDIR"] = folder  # the second for torch's own process on macOS
     # By default an error of handing over is printed, and whoever waits for the batch waits for ever.

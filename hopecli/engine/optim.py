@@ -119,7 +119,9 @@ class PeriodicAdamW(torch.optim.AdamW):
     """AdamW over groups with update periods; the gradients a group has accumulated are part of its state_dict."""
 
     def __init__(self, groups: Iterable[Group], settings: OptimizerSettings, *, fused: bool):
-        super().__init__(torch_groups(groups), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+        # None, not False, leaves torch the choice: its kernels over many parameters at once where the device has them.
+        chosen = True if fused else None
+        super().__init__(torch_groups(groups), lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=chosen)
         self.hold = GradientHold()
 
     def set_learning_rate(self, lr: float) -> None:

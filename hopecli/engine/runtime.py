@@ -177,6 +177,7 @@ def start(choice: DeviceChoice) -> Runtime:
 
     DeviceError when it was placed elsewhere, or on another number of processes.
     """
+    _check_a_gpu_each(choice)
     if PartialState._shared_state:  # a second command in one process (tests, notebooks) may choose otherwise
         AcceleratorState._reset_state(reset_partial_state=True)
     with _settings_of_a_launcher():
@@ -209,6 +210,15 @@ def start(choice: DeviceChoice) -> Runtime:
     return Runtime(accelerator, choice, dist.new_group(backend="gloo", timeout=PATIENCE) if apart else None)
 
 
+def _check_a_gpu_each(choice: DeviceChoice) -> None:
+    """DeviceError when more processes were started on this machine than it has GPUs: two would share one, or none."""
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if choice.device == "cuda" and here > gpus:
+        problem = f"{here} processes were started on this machine, which shows {gpus} CUDA device{'s' * (gpus != 1)}"
+        fix = f"start with --nproc_per_node {max(gpus, 1)}, or check CUDA_VISIBLE_DEVICES"
+        raise DeviceError(problem, where="LOCAL_WORLD_SIZE", fix=fix)
+
+
 @contextmanager
 def _settings_of_a_launcher() -> Iterator[None]:
     """DeviceError when `accelerate launch` was set to what is not done here, or the block cannot use its settings."""
@@ -220,6 +230,9 @@ def _settings_of_a_launcher() -> Iterator[None]:
             raise DeviceError(problem, where=name, value=value, fix=fix.format("it"))
     try:
         yield
+    except NotImplementedError as error:  # consumer GPUs whose driver cannot have them talk to each other directly
+        problem = f"Accelerate cannot use several of these GPUs: {str(error).rstrip('. ')}"
+        raise DeviceError(problem, where="torchrun", fix="set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1") from error
     except (ImportError, ValueError) as error:
         if not (names := sorted(name for name in os.environ if name.startswith("ACCELERATE_"))):
             raise

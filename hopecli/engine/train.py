@@ -27,7 +27,7 @@ def train(job: TrainJob) -> TrainSummary:
     validation = run.validated
     run.meter.restart_clock()
     first = run.first_step + 1
-    with stop_on_signal() as stop, run.saving_on_data_error():
+    with stop_on_signal() as stop, run.saving_on_data_error(stop):
         for epoch in range(run.first_epoch, s.training.epochs):
             phase = phase_at(epoch, initial_phase(s.objective), s.objective.curriculum)
             run.announce(epoch, phase)

@@ -243,10 +243,11 @@ class TrainRun:
         return time.perf_counter() - self.saved_at >= 60 * minutes
 
     @contextmanager
-    def saving_on_data_error(self) -> Iterator[None]:
+    def saving_on_data_error(self, stop: StopRequest) -> Iterator[None]:
         """Keep the steps taken so far when a clip ends the run: once it is mended the run can go on.
 
-        Nothing here waits for the other processes: it may be an error of this one alone.
+        Nothing here waits for the other processes: it may be an error of this one alone. A reader that died of the
+        signal which stops the run (Windows sends Ctrl-C to every process of a console) is no error.
         """
         try:
             yield
@@ -260,6 +261,8 @@ class TrainRun:
                 if self.job.runtime.is_main and self.step > self.saved:
                     self.save((self.step - 1) // self.job.steps_per_epoch, keep=False, validation=None)
                     self.job.sink.message(f"the checkpoint of step {self.step} is saved; go on with {self._resume()}")
+            if stop and error.where == "data.workers" and 0 < self.saved == self.step and self.job.runtime.world == 1:
+                raise self.stopped(stop) from error
             raise
 
     def _resume(self) -> str:

@@ -197,6 +197,7 @@ def test_the_next_clip_that_can_be_read_stands_in(tmp_path: Path) -> None:
     ("error", "killed"),
     [
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (RuntimeError("Pin memory thread exited unexpectedly"), True),
         (ConnectionResetError("Connection reset by peer"), True),
         (EOFError(), True),
         (RuntimeError("CUDA error: out of memory"), False),

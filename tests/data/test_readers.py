@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from hopecli.data.readers import batch_bytes, reader_processes, readers_note, so
 from hopecli.data.store import ClipStore
 from hopecli.errors import DataError
 from tests.alarm import within
+from tests.cli.runner import ROOT
 from tests.clips import DIM, count_rows, data_settings, feature_file, make_features, write_clip
 
 SOCKETS = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no sockets in the file system")
@@ -160,3 +162,49 @@ def test_a_batch_that_cannot_be_handed_over_ends_its_reader(
         next(batches)
     line = "a process that reads clips could not hand a batch over: [Errno 2] No such file or directory: "
     assert re.fullmatch(re.escape(line) + r"'\S+/gone/pymp-\w+'\n", capfd.readouterr().err)
+
+
+SPAWNED = """
+import os, signal, sys
+from pathlib import Path
+from hopecli.data import loader, readers
+from hopecli.data.store import ClipStore
+from tests.clips import data_settings
+
+if sys.argv[2] == "without groups":  # as on Windows; in the reader too, which runs this file again
+    del os.setpgid
+
+if __name__ == "__main__":
+    came = []
+    signal.signal(signal.SIGINT, lambda *_: came.append("SIGINT"))
+    loader.STARTED_BY = readers.STARTED_BY = "spawn"
+    store = ClipStore(Path(sys.argv[1]), data_settings({"workers": 1}), use_extrinsics=False)
+    names = [f"clip_{number:05d}" for number in range(4)]
+    batches = loader.load_batches(store, names, loader.InOrder(clips=4, batch=1), pin_memory=False)
+    os.killpg(0, signal.SIGINT)  # while the reader imports torch
+    found = [loader.require_all(next(batches)).names]
+    os.killpg(0, signal.SIGINT)  # while it reads
+    found += [loader.require_all(batch).names for batch in batches]
+    assert [name for (name,) in found] == names
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    print(came)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups to signal")
+@pytest.mark.parametrize("groups", ["with groups", "without groups"])
+def test_ctrl_c_ends_no_reader(groups: str, tmp_path: Path) -> None:
+    """Readers that begin with a new Python, as on macOS: Ctrl-C comes to them too, from their first moment on."""
+    for number in range(4):
+        write_clip(tmp_path, number)
+    script = tmp_path / "script.py"
+    script.write_text(SPAWNED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), groups],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("['SIGINT', 'SIGINT']\n", "", 0)

@@ -294,3 +294,4 @@ def test_only_what_training_moves_is_taken_from_the_saved_groups() -> None:
     optimizer.load_state_dict(saved)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["capturable"], group["foreach"], group["amsgrad"]) == (0.5, False, None, False)
+    assert group["fused"] is None  # not False, which has torch step through the parameters one by one on CUDA

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hopecli.engine.runtime import start
+from hopecli.engine.runtime import _settings_of_a_launcher, start
+from hopecli.errors import DeviceError
 from hopecli.hardware import DeviceChoice, PrecisionName
 from tests.cli.runner import ROOT
 from tests.engine.runs import CPU
@@ -71,6 +72,21 @@ def test_fp32_is_never_tf32() -> None:
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cuda = DeviceChoice("cuda", "bf16", "test", "test", "GPU")
+    with pytest.raises(DeviceError, match="3 processes were started on this machine, which shows 2 CUDA devices"):
+        start(cuda)
+
+
+def test_gpus_that_cannot_talk_to_each_other_get_the_variables_to_set() -> None:
+    """What Accelerate raises for several RTX 40 cards under an old driver."""
+    with pytest.raises(DeviceError, match="NCCL_P2P_DISABLE=1") as raised, _settings_of_a_launcher():
+        raise NotImplementedError("Using RTX 4000 series doesn't support faster communication broadband via P2P.")
+    assert raised.value.exit_code == 5
 
 
 ALONE = """

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from hopecli.data.store import ClipStore, Sample
 from hopecli.engine.checkpoint import load_checkpoint, load_trainer
 from hopecli.engine.train import train
 from hopecli.engine.train_run import TrainRun
+from hopecli.errors import StoppedError
 from tests.engine.runs import Kept, run, write_random_clips
 
 
@@ -81,3 +87,26 @@ def test_the_loss_scaler_goes_on_where_it_was(clips: Path, tmp_path: Path) -> No
     job.resumed = state
     TrainRun(job)
     assert accelerator.scaler.get_scale() == 8.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="readers are not forked")
+def test_a_reader_that_dies_of_the_signal_is_a_stop(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows Ctrl-C comes to every process of the console. Here a reader sends it, and dies while it is waited
+    for."""
+    read, before = ClipStore.read, os.getpid()
+    count = iter(range(100))
+
+    def dies(store: ClipStore, name: str) -> Sample:
+        if os.getpid() != before and next(count) == 3:
+            time.sleep(1.0)  # the steps before are done by then
+            os.kill(before, signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(store, name)
+
+    monkeypatch.setattr(ClipStore, "read", dies)
+    data = {"batch_size": 1, "workers": 1}
+    with pytest.raises(StoppedError, match=r"stopped by SIGINT after step 3 of \d+; the checkpoint is saved"):
+        run(clips, tmp_path, data=data, training={"epochs": 1})
+    assert load_checkpoint(str(tmp_path)).info["step"] == 3
