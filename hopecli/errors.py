@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -19,6 +20,21 @@ THEN_RESUME = f"{FREE_SPACE}, then --resume"
 
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NOWHERE_ON_WINDOWS = (21, 123, 1921)  # a drive without a disk, a name that no file may have, a link to nowhere
+
+
+def printable(text: str) -> str:
+    """The text with characters that steer a terminal as their escapes, line breaks aside: names and settings may be
+    somebody else's, and must not change colours, move the cursor or hide a line."""
+    return "".join(c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same with line breaks as their escapes too."""
+    return printable(text).replace("\n", "\\n")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class HopeError(Exception):
@@ -34,12 +50,12 @@ class HopeError(Exception):
         self.what, self.where, self.value, self.fix = what, where, value, fix
         text = what
         if where is not None:
-            text = where.replace("\n", "\\n") + f": {what}"  # a path may hold a line break, the message is one line
+            text = f"{one_line(where)}: {what}"  # a path may hold a line break, the message is one line
         if value is not None:
             text += f" (got {value!r})" if isinstance(value, str) else f" (got {value})"
         if fix is not None:
             text += f"{'' if text.endswith(('.', '?')) else '.'} {fix[0].upper()}{fix[1:]}"
-        super().__init__(text)
+        super().__init__(printable(text))
 
 
 class SettingsError(HopeError):
@@ -141,6 +157,9 @@ def _mode(path: str | PathLike[str]) -> int | None:
     """The st_mode of what `path` leads to; None when it leads nowhere."""
     try:
         return os.stat(path).st_mode
+    except UnicodeEncodeError as error:
+        reason = "the locale has no such characters (set LC_ALL=C.UTF-8)"
+        raise OSError(errno.EILSEQ, reason, os.fspath(path)) from error
     except ValueError:  # no file has such a name: it holds a zero byte, say
         return None
     except OSError as error:

@@ -35,6 +35,7 @@ def test_exit_codes_are_the_documented_ones() -> None:
         (HopeError("is broken"), "is broken"),
         (DataError("is broken", where="clip_00001"), "clip_00001: is broken"),
         (DataError("is broken", where="a\nb"), r"a\nb: is broken"),
+        (DataError("is \x1b[2Jbroken", where="a\rb", fix="set \x9bx"), r"a\rb: is \x1b[2Jbroken. Set \x9bx"),
         (DataError("is wrong", where="a", value="x y"), "a: is wrong (got 'x y')"),
         (DataError("is wrong", value=[1, 2]), "is wrong (got [1, 2])"),
         (DataError("is wrong", value=0, fix="use 1"), "is wrong (got 0). Use 1"),

@@ -88,9 +88,8 @@ def load_trained(
     """
     from hopecli.config.explain import to_tree
     from hopecli.config.load import load_tree, merge, overridden, section_tree
-    from hopecli.engine.checkpoint import load_checkpoint, load_into
-    from hopecli.engine.trained import settings_of
-    from hopecli.models.build import build_model
+    from hopecli.engine.checkpoint import load_checkpoint
+    from hopecli.engine.trained import model_of, settings_of
     from hopecli.report.console import say
 
     with accessed(ckpt, kind=CheckpointError):
@@ -133,11 +132,7 @@ def load_trained(
     if recorded is not None and settings.data.data_dir != recorded and not elsewhere:
         say(f"note: {recorded}, which it was trained on, has gone: HOPE_DATA_DIR={settings.data.data_dir} is used")
     trained_under = with_data_folder(trained_under, recorded=True)
-    d = trained_under.data
-    model = build_model(trained_under.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=0)
-    load_into(model, checkpoint)
-    model.eval()
-    return Trained(checkpoint, settings, trained_under, model, data_dir)
+    return Trained(checkpoint, settings, trained_under, model_of(checkpoint, trained_under), data_dir)
 
 
 def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:

@@ -31,6 +31,7 @@ from hopecli.errors import (
     StoppedError,
     is_first_here,
     one_of_several,
+    printable,
 )
 
 SILENT_SECONDS = 10.0  # more than processes of one machine are apart when they read the same settings and files
@@ -204,7 +205,7 @@ def _load_env() -> None:
         from dotenv import load_dotenv
 
         try:
-            load_dotenv(".env", override=False)
+            load_dotenv(".env", override=False, encoding="utf-8-sig")
         except OSError as error:
             raise SettingsError(f"cannot be read: {error.strerror or error}", where=".env", fix=CHECK_ACCESS) from error
         except ValueError as error:  # not UTF-8, or a value that the system takes for no variable
@@ -231,7 +232,7 @@ def _die_of_interrupt() -> NoReturn:
 
 
 def _die(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 

@@ -10,6 +10,8 @@ from hopecli.cli.checkpoints import Trained
 from hopecli.cli.common import runs_folder
 from hopecli.errors import SettingsError
 
+_NAME_BYTES = 200  # of at most 255
+
 
 def announce_replacing(folder: Path, say: Callable[[str], None], *, resumed: bool = False) -> None:
     """Say so when a folder holds results, or the state of an interrupted stream, that are about to be written again;
@@ -29,7 +31,7 @@ def announce_replacing(folder: Path, say: Callable[[str], None], *, resumed: boo
 def results_folder(trained: Trained, kind: str, name: str) -> Path:
     """RUN/<kind>/<name>; RUN/tta/<stream>/<kind>/<name> for weights that were adapted there; or for a file on its own
     <runs>/<kind>/<file stem>/<name>."""
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    name = _folder_name(name)
     if not name.strip("."):
         raise SettingsError("is not a folder's name", where="--name", value=name, fix="use letters and digits")
     run_dir, file = trained.checkpoint.run_dir, trained.checkpoint.path
@@ -37,7 +39,14 @@ def results_folder(trained: Trained, kind: str, name: str) -> Path:
         return file.parent / kind / name
     if run_dir is not None:
         return run_dir / kind / name
-    return runs_folder(trained.settings) / kind / trained.checkpoint.path.stem / name
+    stem = _folder_name(trained.checkpoint.path.stem)
+    return runs_folder(trained.settings) / kind / (stem if stem.strip(".") else stem.replace(".", "_")) / name
+
+
+def _folder_name(text: str) -> str:
+    """Letters, digits and -_. of a text, others as _; cut to what file systems take, with the name of a file in it."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _is_adapted(file: Path, run_dir: Path) -> bool:

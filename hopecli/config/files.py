@@ -25,7 +25,7 @@ def list_presets() -> dict[str, Path]:
     for folder in preset_folders():
         paths: list[Path] = []
         with suppress(OSError):  # find_preset says which folder cannot be read
-            paths = sorted(folder.glob("*.yaml"))
+            paths = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
         for path in paths:
             if path.stem not in found or (os.path.isfile(path) and not os.path.isfile(found[path.stem])):
                 found[path.stem] = path

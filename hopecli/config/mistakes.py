@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from hopecli.config.keys import meanings, model_kinds, model_sections, names_beside, nearest_key, valid_keys
-from hopecli.errors import SettingsError
+from hopecli.errors import SettingsError, one_line
 
 Path = Sequence[int | str]
 ABSENT: Any = object()  # a mistake that has no value; None is one, which YAML writes as null
@@ -83,7 +83,7 @@ def mistakes_error(problems: Sequence[Problem], name: str, kind: object, origins
         origin = f" (from {source})" if source not in (None, name, "command line") else ""
         meaning = meaning_of.get(problem.key)
         tail = f" ({meaning})" if meaning else ""
-        lines.append(f"{problem.key}{_shown(problem.value)}{origin}: {problem.message}{tail}")
+        lines.append(one_line(f"{problem.key}{_shown(problem.value)}{origin}: {problem.message}{tail}"))
     if len(lines) == 1:
         return SettingsError(lines[0], where=f"preset {name}")
     return SettingsError(f"{len(lines)} mistakes\n  " + "\n  ".join(lines), where=f"preset {name}")

@@ -12,7 +12,7 @@ from hopecli.errors import SettingsError
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"^[-+]?(0o[0-7][0-7_]*|0x[0-9a-fA-F][0-9a-fA-F_]*|0b[01][01_]*|\d[\d_]*)$", re.ASCII)
 _FLOAT = re.compile(
-    r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$", re.ASCII
+    r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$", re.ASCII
 )
 _MOST_DIGITS = 1000  # far above any setting, and below what Python refuses to print
 _MOST_VALUES = 100_000  # of a text whose aliases are written out

@@ -73,7 +73,7 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
             code = f"missing_{path.stem}"
             if path.is_symlink():
                 code, message = "unreadable", f"{name} is a link that leads nowhere"
-        others = sorted(other.stem for other in path.parent.glob("*.npy")) if code == "missing_features" else []
+        others = feature_maps(path.parent) if code == "missing_features" else []
         fix = f"set data.feature_map={others[0]}" if others else "add the file or leave the clip out"
         raise ClipProblem(code, message, clip=clip, value="; ".join(others) or None, fix=fix) from error
     except OSError as error:
@@ -92,8 +92,11 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
         raise ClipProblem(
             "pickled", f"{name} holds pickled objects, which are never loaded", clip=clip, fix="save plain numbers"
         )
-    if any(isinstance(length, bool) or length < 0 for length in shape):
-        raise ClipProblem("odd_shape", f"{name} announces an impossible length", clip=clip, value=list(shape))
+    if any(isinstance(length, bool) or length < 0 for length in shape) or math.prod(shape) >= 2**63:
+        found = (
+            str(list(shape)) if math.prod(map(abs, shape)) < 2**63 else None
+        )  # Python prints no number of any length
+        raise ClipProblem("odd_shape", f"{name} announces an impossible length", clip=clip, value=found)
     expected = offset + math.prod(shape) * dtype.itemsize
     if size < expected:
         raise ClipProblem(
@@ -103,6 +106,12 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
             fix="copy or write it again",
         )
     return ArrayHeader(shape, dtype, fortran_order, offset)
+
+
+def feature_maps(folder: Path) -> list[str]:
+    """The names of the .npy files in a folder, sorted; not of hidden ones, such as the `._NAME.npy` that macOS puts
+    beside files on disks of other systems."""
+    return sorted(path.stem for path in folder.glob("*.npy") if not path.name.startswith("."))
 
 
 def map_array(path: Path, header: ArrayHeader) -> np.ndarray:

@@ -29,6 +29,7 @@ STAND_IN = (
 SAMPLE_CLIPS = 64
 BATCH_CLIPS = 256
 ABOUT_FILE = "clips.json"  # the last file to appear
+_OF_MACOS = (".DS_Store", "._")  # what its Finder and foreign disks leave in an empty folder
 _OTHER_FOLDER = "name a new folder, or remove this one first"
 
 
@@ -139,7 +140,7 @@ def _check_arguments(*, clips: int, grid: int, dim: int, domain: str, seed: int,
 def _check_empty(out_dir: Path) -> None:
     if exists(out_dir) and not is_dir(out_dir):
         raise DataError("is a file, not a folder", where=str(out_dir), fix=_OTHER_FOLDER)
-    if is_dir(out_dir) and any(out_dir.iterdir()):
+    if is_dir(out_dir) and any(not path.name.startswith(_OF_MACOS) for path in out_dir.iterdir()):
         raise DataError("the folder for new clips is not empty", where=str(out_dir), fix=_OTHER_FOLDER)
 
 

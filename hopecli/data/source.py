@@ -57,7 +57,7 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
     recipe = {"version": PHYSICS_VERSION, **p.model_dump(), "grid": settings.grid, "dim": settings.embed_dim}
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     folder = cache_folder() / "physics" / f"{p.domain}-{p.clips}x{settings.grid}x{settings.embed_dim}-{key}"
-    fix = "make it writable, or choose another folder with HOPE_CACHE_DIR"
+    fix = "make it writable with enough free space, or choose another folder with HOPE_CACHE_DIR"
     with written(folder.parent, kind=DataError, fix=fix):
         if _complete(folder, settings):
             return folder
@@ -76,9 +76,9 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
             seed=p.seed,
             dtype=p.dtype,
         )
-    except DataError:
+    except DataError as error:
         if not _complete(folder, settings):  # another process may have finished the same clips first
-            raise
+            raise DataError(error.what, where=error.where, value=error.value, fix=fix) from error
     return folder
 
 

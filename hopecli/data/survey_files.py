@@ -6,6 +6,7 @@ Shapes: T encoded frames, N patches, D feature width, R action rows, A action wi
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -18,12 +19,21 @@ import numpy as np
 from hopecli.config.schema import DataSettings
 from hopecli.data.align import align_per_frame, as_float32
 from hopecli.data.each import each
-from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_array, read_header
+from hopecli.data.headers import (
+    ArrayHeader,
+    ClipProblem,
+    check_finite,
+    feature_maps,
+    map_array,
+    read_array,
+    read_header,
+)
 from hopecli.data.store import ClipStore
 from hopecli.data.survey_actions import ActionTally, even_share
 from hopecli.data.survey_shapes import Shapes
 
 _FIRST_CLIPS = 64
+_MOST_ACTIONS = 2**24  # numbers in one clip's file: more are a damaged header, which the check names without reading
 
 
 @dataclass
@@ -81,9 +91,10 @@ def _read(store: ClipStore, name: str) -> _Found:
             rows = read_header(actions, clip=name)
             if len(rows.shape) == 2 and rows.dtype.kind in "fiu" and rows.shape[1] > 0:
                 shape = rows.shape[0], rows.shape[1]
-                read = read_array(actions, rows)
-                check_finite("actions", as_float32(read), clip=name)
-                values = read
+                if math.prod(shape) <= _MOST_ACTIONS:
+                    read = read_array(actions, rows)
+                    check_finite("actions", as_float32(read), clip=name)
+                    values = read
         except ClipProblem as problem:
             not_finite = problem.code == "not_finite"
         except OSError:
@@ -119,7 +130,7 @@ def find_feature_map(folder: Path, names: list[str]) -> str:
     found: Counter[str] = Counter()
     for name in names[:_FIRST_CLIPS]:
         with contextlib.suppress(OSError):  # the check that follows names the clip
-            found.update(path.stem for path in (folder / name / "feature_maps").glob("*.npy"))
+            found.update(feature_maps(folder / name / "feature_maps"))
     if default in found or not found:
         return default
     return found.most_common(1)[0][0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hopecli.config.schema import Settings
+from hopecli.engine.shell import command_line
 from hopecli.errors import DeviceError
 from hopecli.hardware import DeviceChoice, HardwareReport, resolve
 
@@ -117,4 +117,4 @@ def command(preset: str, data_dir: Path | None, overrides: Sequence[str]) -> str
     for text in overrides:
         key, _, value = text.partition("=")
         last[text if value.lstrip().startswith("{") else key] = text  # mappings are merged
-    return shlex.join(["hope", "train", "--preset", preset, *folder, *last.values()])
+    return command_line(["hope", "train", "--preset", preset, *folder, *last.values()])

@@ -236,17 +236,26 @@ def load_trainer(folder: Path) -> dict[str, Any]:
     return state
 
 
+def require_fit(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """CheckpointError naming the weights that a model, on the meta device, has no place for, or lacks."""
+    _load_strictly(model, {name: value.to("meta") for name, value in checkpoint.weights.items()}, checkpoint)
+
+
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Strictly load the weights; CheckpointError naming the keys that do not fit, or a tensor that is not finite."""
+    _load_strictly(model, checkpoint.weights, checkpoint)
+    wrong = next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None)
+    if wrong is not None:  # of which every number computed would be as empty, and clips would take the blame
+        what = f"{wrong} holds NaN or infinite values"
+        raise CheckpointError(what, where=str(checkpoint.path), fix="use an earlier checkpoint")
+
+
+def _load_strictly(model: torch.nn.Module, weights: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     try:
-        model.load_state_dict(checkpoint.weights, strict=True)
+        model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise CheckpointError(
             "its weights do not fit the model its settings describe: " + " ".join(str(error).split())[:400],
             where=str(checkpoint.path),
             fix="use the file with the settings it was written with",
         ) from error
-    wrong = next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None)
-    if wrong is not None:  # of which every number computed would be as empty, and clips would take the blame
-        what = f"{wrong} holds NaN or infinite values"
-        raise CheckpointError(what, where=str(checkpoint.path), fix="use an earlier checkpoint")

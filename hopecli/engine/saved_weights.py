@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ WEIGHTS = "model.safetensors"
 OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 _RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
+_EPOCH = re.compile(r"epoch_[0-9]{4,}")
 _PART_BYTES = 2**20
 # Seconds before each look for a checkpoint: `last` is without its name for a moment while a new one takes it.
 _PAUSES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -57,9 +59,10 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
 
 
 def epoch_folders(checkpoints: Path) -> list[Path]:
-    """The checkpoints of epochs, oldest first; none where there is no such folder."""
+    """The checkpoints of epochs, oldest first, without a user's copies beside them (`epoch_0005_best`); none where
+    there is no such folder."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        found = [path for path in checkpoints.iterdir() if path.name.startswith("epoch_")]
+        found = [path for path in checkpoints.iterdir() if _EPOCH.fullmatch(path.name)]
         return sorted(found, key=lambda path: (len(path.name), path.name))  # 9999 before 10000
     return []
 

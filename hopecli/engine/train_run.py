@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from hopecli.engine.idle_parameters import leaves_parameters_idle
 from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.results import DiagnosticsRecord, ValidationRecord
+from hopecli.engine.shell import command_line
 from hopecli.engine.signals import StopRequest
 from hopecli.engine.skips import Skips
 from hopecli.engine.train_job import TrainJob
@@ -266,7 +266,7 @@ class TrainRun:
             raise
 
     def _resume(self) -> str:
-        return f"{self.job.runtime.command} train --resume {shlex.quote(str(self.job.run_dir))}"
+        return f"{self.job.runtime.command} train --resume {command_line([str(self.job.run_dir)])}"
 
     def save_within_epoch(self, stop: StopRequest, epoch: int) -> None:
         """Save when it is due on one of the processes; then raise StoppedError as `stop_if_asked` does."""

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
-from hopecli.errors import THEN_RESUME, is_first, written
+from hopecli.errors import THEN_RESUME, is_first, printable, written
 from hopecli.hardware import DeviceChoice
 from hopecli.report.files import ESCAPED, as_json
 
@@ -37,6 +37,11 @@ def make_console(*, stderr: bool) -> Console:
     )
 
 
+def draws_bars(console: Console) -> bool:
+    """Whether a bar can be drawn again and again: TERM=dumb (an editor's shell) would show it once, at the end."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json: bool) -> None:
     """A command's result on stdout: what `tables` makes of it, or one JSON object and nothing else."""
     if json:
@@ -50,7 +55,7 @@ def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json
 def say(text: str) -> None:
     """One line on stderr, of the main process only where torchrun has started several."""
     if is_first():
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -84,7 +89,7 @@ class ConsoleSink:
 
     def begin(self, *, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         self.total_steps = total_steps
-        if self.console.is_terminal:
+        if draws_bars(self.console):
             self.progress = Progress(
                 MofNCompleteColumn(),
                 BarColumn(bar_width=8),
@@ -130,7 +135,7 @@ class ConsoleSink:
         """Kept in metrics.jsonl only: too many numbers for a line."""
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
         self._keep(text)
 
     def _keep(self, text: str) -> None:

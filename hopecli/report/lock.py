@@ -29,7 +29,8 @@ class RunLock(NullSink):
     """Holds a run directory for a training, from construction to `close` or the end of the process however it ends.
 
     The system's lock on the run's config.yaml, so that nothing is left behind; none on Windows, nor on a file system
-    without locks. Processes forked meanwhile (those that read clips) do not share it: they may outlive this one.
+    without locks. On NFS it holds for all machines (a folder's, as of `stream_lock`, for the processes of one).
+    Processes forked meanwhile (those that read clips) do not share it: they may outlive this one.
     """
 
     def __init__(self, run_dir: Path):
@@ -100,7 +101,7 @@ def _locked(path: Path, where: str, what: str, *, shared: bool = False, wait: bo
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = _opened(path)
     except OSError:  # a folder may be written without being readable: go on as without locks
         return None
     try:
@@ -111,3 +112,10 @@ def _locked(path: Path, where: str, what: str, *, shared: bool = False, wait: bo
     except OSError:  # locks are not supported there: go on as without
         pass
     return descriptor
+
+
+def _opened(path: Path) -> int:
+    """A descriptor that can hold an exclusive lock: on NFS only one that may write can."""
+    with suppress(OSError):  # a folder, or a file of somebody else's
+        return os.open(path, os.O_RDWR)
+    return os.open(path, os.O_RDONLY)

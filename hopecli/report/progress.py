@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hopecli.report.console import make_console, say
+from hopecli.report.console import draws_bars, make_console, say
 
 # Off a terminal long work says where it is, but not so often that a log fills up.
 LINE_SECONDS = 10.0
@@ -23,7 +23,7 @@ class StageProgress:
         self.stage, self.started, self.said = "", 0.0, 0.0
 
     def __enter__(self) -> StageProgress:
-        if self.console.is_terminal:
+        if draws_bars(self.console):
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self.bars = Progress(*columns, console=self.console)
             self.bars.start()

@@ -13,6 +13,7 @@ from rich.text import Text, TextType
 
 from hopecli.config.explain import ValueRow
 from hopecli.engine.results import DryRun, EvalResults, Interval, TrainSummary, ValidationRecord
+from hopecli.errors import printable
 from hopecli.report.console import counted
 
 ROW_TITLES = {
@@ -64,9 +65,14 @@ class _Continued(Table):
         return width <= options.max_width
 
 
-# Titles and cells are Text, never markup: paths and names may hold square brackets.
+# Titles and cells are Text, never markup, and without escape sequences: paths and names may hold either.
+def text_of(value: str, style: str = "") -> Text:
+    """A title or cell."""
+    return Text(printable(value), style=style)
+
+
 def _title(title: str) -> Text:
-    return Text(title, style="table.title")
+    return text_of(title, "table.title")
 
 
 def pairs_table(title: str, rows: Mapping[str, Any]) -> Table:
@@ -75,7 +81,7 @@ def pairs_table(title: str, rows: Mapping[str, Any]) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(Text(key), Text("not measured" if value is None else str(value)))
+        table.add_row(text_of(key), text_of("not measured" if value is None else str(value)))
     return table
 
 
@@ -84,9 +90,9 @@ def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     table = _Continued(_title(title), labels=numbers_from)
     for i, column in enumerate(columns):
         number = i >= numbers_from
-        table.add_column(Text(column), justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(text_of(column), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(text_of, row))
     return table
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from hopecli.engine.results import Interval
 from hopecli.engine.sink import StreamSink, close_all
 from hopecli.engine.tta_results import SourceRecord, TtaClip, TtaProgress, TtaResults
-from hopecli.report.console import counted, make_console
+from hopecli.report.console import counted, draws_bars, make_console
 from hopecli.report.plots import new_figure, own_settings, save_figure
 from hopecli.report.tables import number, pairs_table, plain_table, spread
 from hopecli.report.wandb_sink import WandbSink
@@ -29,7 +29,7 @@ class ConsoleStream:
         self.task: TaskID | None = None
 
     def begin(self, *, done: int, total: int) -> None:
-        if self.console.is_terminal:
+        if draws_bars(self.console):
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

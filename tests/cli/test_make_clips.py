@@ -103,3 +103,14 @@ def test_a_home_folder_and_no_folder(tmp_path: Path) -> None:
     refused = hope(["make-clips", "", *small], tmp_path)
     assert refused.code == 2
     assert "OUT: is empty" in one_line(refused)
+
+
+def test_what_macos_leaves_in_a_folder_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    for name in (".DS_Store", "._new"):
+        (tmp_path / "new" / name).touch()
+    assert hope(["make-clips", "new", *SMALL], tmp_path).code == 0
+    assert (tmp_path / "new" / "clips.json").is_file()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / ".git").touch()
+    assert hope(["make-clips", "old", *SMALL], tmp_path).code == 3

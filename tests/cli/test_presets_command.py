@@ -21,6 +21,7 @@ def test_bad_files_are_left_out_of_the_list_one_line_each(tmp_path: Path) -> Non
     (folder / "foreign.yaml").write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n")
     (folder / "orphan.yaml").write_text("extends: absent\n")
     (folder / "mine.yaml").write_text("description: my own\n")
+    (folder / "._mine.yaml").write_bytes(b"Mac OS X\xff")  # which macOS makes on disks of other systems: no preset
     outcome = hope(["presets", "--json"], tmp_path)
     assert outcome.code == 0
     found = json.loads(outcome.out)

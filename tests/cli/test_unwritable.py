@@ -186,3 +186,15 @@ def test_clips_that_may_not_be_read_have_not_gone(command: list[str], tmp_path: 
         closed.chmod(0o700)
     assert outcome.code == 3, outcome.err
     assert f"{closed / 'clips'}: cannot be read: Permission denied" in error(outcome)
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+def test_a_cache_of_somebody_else(tmp_path: Path) -> None:
+    """Others' clips may be read; new ones cannot be made beside them."""
+    (tmp_path / "cache/physics").mkdir(parents=True)
+    (tmp_path / "cache/physics").chmod(0o500)
+    outcome = hope(QUICK, tmp_path)
+    (tmp_path / "cache/physics").chmod(0o700)
+    assert outcome.code == 3, outcome.err
+    assert "Permission denied" in error(outcome)
+    assert "another folder with HOPE_CACHE_DIR" in error(outcome)

@@ -9,6 +9,7 @@ import pytest
 from hopecli.config.load import load_preset
 from hopecli.config.yaml_text import dump_yaml, parse_yaml
 from hopecli.errors import SettingsError
+from tests.alarm import within
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,10 @@ def test_merge_keys(tmp_path: Path) -> None:
 def test_a_merged_mapping_may_merge_itself() -> None:
     text = "base: &b {x: 1}\nmore: {inner: &i {<<: *b, x: 2}, <<: *i}\n"
     assert parse_yaml(text, "here") == {"base": {"x": 1}, "more": {"inner": {"x": 2}, "x": 2}}
+
+
+@pytest.mark.parametrize("text", ["1" * 100_000 + "x", "1." + "1" * 100_000 + "x", "1_" * 50_000 + "e"])
+def test_a_long_row_of_digits_takes_no_longer_than_other_text(text: str) -> None:
+    """Two ways to read each digit would make it minutes, and hours for a file of a megabyte."""
+    with within(20, "it tries every way to split the digits"):
+        assert parse_yaml(text, "here") == text

@@ -67,3 +67,30 @@ def test_threads_that_read_such_headers_at_once_leave_the_filters_of_warnings_al
         assert warnings.filters == before
     assert shapes == [(int(path.stem), 2) for path in paths]
     assert not shown
+
+
+def test_hidden_files_are_no_feature_maps(tmp_path: Path) -> None:
+    """macOS puts a `._NAME` beside every file on disks of other systems, and into its archives."""
+    for name in ("dinov2", "._dinov2"):
+        np.save(tmp_path / f"{name}.npy", np.zeros(3))
+    with pytest.raises(ClipProblem, match=r"\(got 'dinov2'\). Set data\.feature_map=dinov2$"):
+        read_header(tmp_path / "vjepa2_vitl16.npy", clip="clip_00001")
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ("(2, -3)", r" \(got '\[2, -3\]'\)$"),
+        (f"({'9' * 4200}, {'9' * 4200})", "$"),
+        (f"({'9' * 19},)", "$"),
+        ("(" + "9000000000, " * 300 + ")", "$"),
+    ],
+)
+def test_lengths_that_no_file_has(shape: str, shown: str, tmp_path: Path) -> None:
+    """Python refuses to print numbers of more than 4300 digits."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    path = tmp_path / "actions.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    with pytest.raises(ClipProblem, match=f"actions.npy announces an impossible length{shown}") as raised:
+        read_header(path, clip="clip_00001")
+    assert raised.value.code == "odd_shape"

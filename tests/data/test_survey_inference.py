@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.broken_clips import write_healthy
-from tests.clips import FRAMES, count_rows, feature_file, make_features, write_clip, write_clips
+from tests.clips import FRAMES, action_file, count_rows, feature_file, make_features, write_clip, write_clips
 from tests.data.surveys import push_rows, survey
 
 
@@ -225,3 +225,26 @@ def test_an_empty_array_tells_no_sizes(shape: tuple[int, ...], tmp_path: Path) -
     before = survey(tmp_path).geometry
     write_clip(tmp_path, 2, features=np.zeros(shape, np.float32))
     assert survey(tmp_path).geometry == before
+
+
+def test_hidden_feature_files_are_not_taken_for_features(tmp_path: Path) -> None:
+    for number in range(3):
+        name = write_clip(tmp_path, number)
+        file = feature_file(tmp_path, name)
+        file.rename(file.with_name("dinov2.npy"))
+        file.with_name("._dinov2.npy").write_bytes(b"Mac OS X")
+    found = survey(tmp_path)
+    assert (found.feature_map, found.usable, found.findings) == ("dinov2", 3, ())
+
+
+def test_actions_of_an_absurd_length_are_not_read(tmp_path: Path) -> None:
+    """A sparse file of 128 GiB as its header says: the check names it by its length."""
+    names = [write_clip(tmp_path, number) for number in range(3)]
+    path = action_file(tmp_path, names[1])
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (17179869184, 2)}\n"
+    with open(path, "wb") as file:
+        file.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        file.truncate(10 + len(header) + 2**37)
+    found = survey(tmp_path)
+    assert found.usable == 2
+    assert [(finding.severity, finding.clips) for finding in found.findings] == [("error", ("clip_00001",))]

@@ -94,11 +94,11 @@ def test_who_reads_a_file_that_is_replaced_goes_on_reading_the_old_one(tmp_path:
 def test_a_read_only_checkpoint_is_replaced_again_and_again_but_not_removed_as_old(tmp_path: Path) -> None:
     for step in range(3):  # the first replacement would leave the read-only folder in the way of the second
         save(tmp_path / "last", step=step).chmod(0o500)
-        save(tmp_path / f"epoch_{step}", step=step).chmod(0o500)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0", "epoch_1", "epoch_2", "last"]
+        save(tmp_path / f"epoch_000{step}", step=step).chmod(0o500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_0000", "epoch_0001", "epoch_0002", "last"]
     assert load_checkpoint(str(tmp_path / "last")).info == {"step": 2}
     remove_old(tmp_path, 1)
-    assert load_checkpoint(str(tmp_path / "epoch_0")).info == {"step": 0}
+    assert load_checkpoint(str(tmp_path / "epoch_0000")).info == {"step": 0}
     for path in tmp_path.iterdir():
         path.chmod(0o700)
 
@@ -114,3 +114,16 @@ def test_a_link_in_the_place_of_a_checkpoint_is_replaced_and_what_it_leads_to_st
     assert load_checkpoint(str(tmp_path / "run/last")).info == {"step": 3}
     assert load_checkpoint(str(kept)).info == {"step": 1}
     assert kept.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_copy_beside_the_checkpoints_is_no_newer_one(tmp_path: Path) -> None:
+    """What the Finder's Duplicate makes, and a user's own backup: they take no place of `keep_last`, and stay."""
+    checkpoints = tmp_path / "checkpoints"
+    for step in range(1, 4):
+        save(checkpoints / f"epoch_000{step}", step=step)
+    for name in ("epoch_0001 copy", "epoch_0001_best"):
+        shutil.copytree(checkpoints / "epoch_0001", checkpoints / name)
+    remove_old(checkpoints, 2)
+    left = ["epoch_0001 copy", "epoch_0001_best", "epoch_0002", "epoch_0003"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == left
+    assert load_checkpoint(str(tmp_path)).info == {"step": 3}  # without `last`: of the newest epoch

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hopecli.report.console import ConsoleSink, counted, make_console, say
+from hopecli.report.console import ConsoleSink, counted, make_console, say, show
 from hopecli.report.progress import StageProgress
+from hopecli.report.tables import pairs_table, plain_table
 from hopecli.report.tta import ConsoleStream, progress_line
 from tests.report.examples import CLIP, PROGRESS, VALIDATION, step_record
 
@@ -167,3 +168,39 @@ def test_no_color_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counted(number: int, expected: str) -> None:
     assert counted(number, "process", "processes") == expected
     assert counted(number, "clip") == f"{number} clip{'' if number == 1 else 's'}"
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_terminal_that_cannot_draw_bars_gets_lines(
+    bars: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TERM=dumb, as in an editor's shell: rich draws a bar there once, at its end."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm" if bars else "dumb")
+    sink, stream = ConsoleSink(None), ConsoleStream(every=1)
+    sink.begin(first_step=0, total_steps=100, steps_per_epoch=10)
+    sink.steps(STEPS)
+    sink.close()
+    stream.begin(done=7, total=10)
+    stream.clip(CLIP, PROGRESS)
+    stream.close()
+    with StageProgress() as progress:
+        assert (progress.bars is not None) == bars
+    shown = capsys.readouterr().err.splitlines()
+    assert (STEP_LINE in shown) != bars
+    assert any(line.startswith("clip 8/") for line in shown) != bars
+
+
+def test_texts_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\x1b[2Jb\u202ec\u00a0d")
+    ConsoleSink(None).message("a\x1b]0;t\x07b")
+    show(
+        {},
+        lambda _: [plain_table("t\x1b[31m", ["c\x1b[A"], [["v\x1b[2J"]]), pairs_table("", {"k\r": "v\x1b"})],
+        json=False,
+    )
+    shown = capsys.readouterr()
+    assert shown.err == "a\\x1b[2Jb\\u202ec\u00a0d\na\\x1b]0;t\\x07b\n"
+    for text in ("t\\x1b[31m", "c\\x1b[A", "v\\x1b[2J", "k\\r", "v\\x1b"):
+        assert text in shown.out
+    assert "\x1b" not in shown.out

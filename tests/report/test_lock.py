@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -112,3 +113,29 @@ def test_files_that_belong_together_are_written_by_one_at_a_time(tmp_path: Path)
 
     with ThreadPoolExecutor(5) as threads:
         assert list(threads.map(write, "vwxyz")) == [[name] * 3 for name in "vwxyz"]
+
+
+def test_the_lock_of_a_run_holds_on_nfs(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There an exclusive lock is one on the file's bytes, for which it must be open for writing (flock(2))."""
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def of_nfs(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    first = RunLock(run_dir)
+    with pytest.raises(CheckpointError, match="another process is training in it"):
+        RunLock(run_dir)
+    first.close()
+
+
+@pytest.mark.usefixtures("permissions_obeyed")
+def test_a_run_that_may_only_be_read_is_locked_all_the_same(run_dir: Path) -> None:
+    (run_dir / "config.yaml").chmod(0o400)
+    first = RunLock(run_dir)
+    with pytest.raises(CheckpointError, match="another process is training in it"):
+        RunLock(run_dir)
+    first.close()
