@@ -39,8 +39,8 @@ def results_folder(trained: Trained, kind: str, name: str) -> Path:
         return file.parent / kind / name
     if run_dir is not None:
         return run_dir / kind / name
-    stem = _folder_name(trained.checkpoint.path.stem)
-    return runs_folder(trained.settings) / kind / (stem if stem.strip(".") else stem.replace(".", "_")) / name
+    stem = trained.checkpoint.path.stem  # `..` of a file ...safetensors
+    return runs_folder(trained.settings) / kind / (stem if stem.strip(".") else "_" * len(stem)) / name
 
 
 def _folder_name(text: str) -> str:

@@ -85,7 +85,7 @@ def test_a_model_that_no_machine_holds_is_not_built(
         load_model(str(file))
 
 
-@pytest.mark.parametrize(("name", "folder"), [("...safetensors", "__"), ("a b.safetensors", "a_b")])
+@pytest.mark.parametrize(("name", "folder"), [("...safetensors", "__"), ("a b.safetensors", "a b")])
 def test_results_of_a_file_stay_in_their_folder(name: str, folder: str, run: Path, tmp_path: Path) -> None:
     shutil.copy(weights_of(run), tmp_path / name)
     place = run.parents[2]
