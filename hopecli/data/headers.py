@@ -92,11 +92,10 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
         raise ClipProblem(
             "pickled", f"{name} holds pickled objects, which are never loaded", clip=clip, fix="save plain numbers"
         )
-    if any(isinstance(length, bool) or length < 0 for length in shape) or math.prod(shape) >= 2**63:
-        found = (
-            str(list(shape)) if math.prod(map(abs, shape)) < 2**63 else None
-        )  # Python prints no number of any length
-        raise ClipProblem("odd_shape", f"{name} announces an impossible length", clip=clip, value=found)
+    too_long = math.prod(max(1, abs(length)) for length in shape) >= 2**63  # Python refuses to print the longest
+    if too_long or any(isinstance(length, bool) or length < 0 for length in shape):
+        shown = None if too_long else list(shape)
+        raise ClipProblem("odd_shape", f"{name} announces an impossible length", clip=clip, value=shown)
     expected = offset + math.prod(shape) * dtype.itemsize
     if size < expected:
         raise ClipProblem(
