@@ -18,19 +18,25 @@ CHECK_ACCESS = "check that it is there and may be read"
 FREE_SPACE = "make it writable or free disk space"
 THEN_RESUME = f"{FREE_SPACE}, then --resume"
 
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # of text in two directions
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NOWHERE_ON_WINDOWS = (21, 123, 1921)  # a drive without a disk, a name that no file may have, a link to nowhere
 
 
 def printable(text: str) -> str:
     """The text with characters that steer a terminal as their escapes, line breaks aside: names and settings may be
-    somebody else's, and must not change colours, move the cursor or hide a line."""
-    return "".join(c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
+    somebody else's, and must not change colours, move the cursor or turn the writing round."""
+    return "".join(_escaped(c) if c != "\n" and _steers(c) else c for c in text)
 
 
 def one_line(text: str) -> str:
     """The same with line breaks as their escapes too."""
     return printable(text).replace("\n", "\\n")
+
+
+def _steers(character: str) -> bool:
+    """Control characters, line separators and what is no character; not joiners, which belong to words and emoji."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS
 
 
 def _escaped(character: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from hopecli.cli.checkpoints import Trained
 from hopecli.cli.common import runs_folder
 from hopecli.errors import SettingsError
 
-_NAME_BYTES = 200  # of at most 255
+_NAME_BYTES = 255
 
 
 def announce_replacing(folder: Path, say: Callable[[str], None], *, resumed: bool = False) -> None:
@@ -44,9 +45,14 @@ def results_folder(trained: Trained, kind: str, name: str) -> Path:
 
 
 def _folder_name(text: str) -> str:
-    """Letters, digits and -_. of a text, others as _; cut to what file systems take, with the name of a file in it."""
+    """Letters, digits and -_. of a text, others as _. What is too long for a file system ends with a digest instead, so
+    that two names stay two."""
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-    return name.encode()[:_NAME_BYTES].decode(errors="ignore")
+    encoded = name.encode()
+    if len(encoded) <= _NAME_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: _NAME_BYTES - 9].decode(errors='ignore')}_{digest}"
 
 
 def _is_adapted(file: Path, run_dir: Path) -> bool:

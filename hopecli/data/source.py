@@ -78,6 +78,7 @@ def _physics_folder(settings: DataSettings, say: Callable[[str], None]) -> Path:
         )
     except DataError as error:
         if not _complete(folder, settings):  # another process may have finished the same clips first
+            fix = f"{error.fix} (HOPE_CACHE_DIR names the cache)"
             raise DataError(error.what, where=error.where, value=error.value, fix=fix) from error
     return folder
 

@@ -197,4 +197,4 @@ def test_a_cache_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "cache/physics").chmod(0o700)
     assert outcome.code == 3, outcome.err
     assert "Permission denied" in error(outcome)
-    assert "another folder with HOPE_CACHE_DIR" in error(outcome)
+    assert "Choose a writable folder with enough free space (HOPE_CACHE_DIR names the cache)" in error(outcome)

@@ -192,7 +192,7 @@ def test_a_terminal_that_cannot_draw_bars_gets_lines(
 
 
 def test_texts_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a\x1b[2Jb\u202ec\u00a0d")
+    say("a\x1b[2Jb\u202ec\u00a0d \u0645\u06cc\u200c\u062e")
     ConsoleSink(None).message("a\x1b]0;t\x07b")
     show(
         {},
@@ -200,7 +200,7 @@ def test_texts_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> 
         json=False,
     )
     shown = capsys.readouterr()
-    assert shown.err == "a\\x1b[2Jb\\u202ec\u00a0d\na\\x1b]0;t\\x07b\n"
+    assert shown.err == "a\\x1b[2Jb\\u202ec\u00a0d \u0645\u06cc\u200c\u062e\na\\x1b]0;t\\x07b\n"
     for text in ("t\\x1b[31m", "c\\x1b[A", "v\\x1b[2J", "k\\r", "v\\x1b"):
         assert text in shown.out
     assert "\x1b" not in shown.out
