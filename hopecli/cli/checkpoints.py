@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hopecli.cli.common import check_built_in, data_overrides, gives_clips, override, with_data_folder
 from hopecli.cli.recognise import GONE, all_readable, compare_inputs, held_out_here, readings_of, recognised
-from hopecli.cli.resume import newest_run
+from hopecli.cli.resume import newest_run, note_stand_in
 from hopecli.errors import CheckpointError, HopeError, SettingsError, accessed, exists, is_file
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def load_trained(
         ckpt = str(newest_run(overrides))
         say(f"checkpoint: {ckpt}")
     checkpoint = load_checkpoint(ckpt, hashed=hashed)
+    note_stand_in(ckpt, checkpoint.path, say)
     trained_under = settings_of(checkpoint)
     tree: dict[str, Any] = checkpoint.settings
     if checkpoint.run_dir is None:  # a file from elsewhere does not say where results go and on which device
@@ -180,8 +181,9 @@ def open_store(settings: Settings, say: Callable[[str], None]) -> ClipStore:
 
 
 def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None:
-    """The split the checkpoint was trained on: from its run directory, or made again from its settings where the
-    clips are still the same; None when it is not known, or its clips cannot be recognised any more."""
+    """The split the checkpoint was trained on: from its run directory, unless it is of another run and was put there,
+    or made again from its settings where the clips are still the same; None when it is not known, or its clips cannot
+    be recognised any more."""
     from hopecli.data.split import make_split, read_split
 
     run_dir = trained.checkpoint.run_dir
@@ -191,7 +193,11 @@ def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None
             recorded = is_file(file)
         if recorded:
             split = read_split(file)
-            return split if split.comparable else None
+            if not split.comparable:
+                return None
+            if trained.checkpoint.info.get("split") in (None, split.hash, *split.earlier):
+                return split
+            say(f"note: {trained.checkpoint.path} was not trained on the split of the run it lies in")
     try:
         split = make_split(open_store(trained.trained_under, say))
     except HopeError:

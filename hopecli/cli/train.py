@@ -28,7 +28,7 @@ from hopecli.cli.common import (
     with_data_folder,
 )
 from hopecli.cli.disk_space import require_space
-from hopecli.cli.resume import find_run, require_own
+from hopecli.cli.resume import find_run, note_going_back, note_stand_in, require_own
 from hopecli.cli.train_clips import find_clips, keep_split, list_skipped, warn_of_other_states
 from hopecli.cli.train_records import holding, open_sinks
 from hopecli.errors import CheckpointError, HopeError, SettingsError, is_first
@@ -214,6 +214,9 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         load_into(model, checkpoint)
         resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
         first_step = int(checkpoint.info["step"])
+        if runtime.is_main:
+            note_stand_in(str(request.checkpoint), checkpoint.path, say)
+            note_going_back(request.resume, first_step, say)
         processes = checkpoint.info.get("processes", runtime.world)  # absent in a run of an earlier version
         if processes != runtime.world and first_step < steps and runtime.is_main:
             before_and_now = f"{counted(processes, 'process', 'processes')}, now on {runtime.world}"

@@ -34,7 +34,7 @@ from hopecli.engine.saved_weights import (
     opened,
     read_metadata,
 )
-from hopecli.errors import THEN_RESUME, CheckpointError, exists, is_dir, written
+from hopecli.errors import THEN_RESUME, CheckpointError, is_dir, written
 
 TRAINER = "trainer.pt"
 _TRIES = 10  # to read a file that another process keeps replacing
@@ -164,7 +164,7 @@ def _folder_to_disk(folder: Path) -> None:
 
 def _swap_in(temporary: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
-    if exists(folder):  # otherwise `old` may be all that a crash has left
+    if os.path.lexists(folder):  # a link that leads nowhere too; otherwise `old` may be all that a crash has left
         _make_way(old, folder)
         os.replace(folder, old)
     os.replace(temporary, folder)

@@ -40,15 +40,17 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
     checkpoints = path / "checkpoints"
     candidates = [
         path,
-        path / WEIGHTS,
         checkpoints / "last" / WEIGHTS,
         checkpoints / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
     ]
     for pause in _PAUSES:
         time.sleep(pause)
         with accessed(path, kind=CheckpointError):
+            if pause == _PAUSES[0] and not _is_run(path):
+                candidates.insert(1, path / WEIGHTS)
             if pause == _PAUSES[-1]:  # no `last`: the disk failed when it was to be made of an epoch's checkpoint
                 candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
+                candidates.append(path / WEIGHTS)  # put into a run, whose own checkpoints come first
             file = next((candidate for candidate in candidates if is_file(candidate)), None)
             if file is not None:
                 return file, _run_of(file)
