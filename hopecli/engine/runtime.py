@@ -212,8 +212,10 @@ def start(choice: DeviceChoice) -> Runtime:
 
 def _check_a_gpu_each(choice: DeviceChoice) -> None:
     """DeviceError when more processes were started on this machine than it has GPUs: two would share one, or none."""
+    if choice.device != "cuda":
+        return
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if choice.device == "cuda" and here > gpus:
+    if here > gpus:
         problem = f"{here} processes were started on this machine, which shows {gpus} CUDA device{'s' * (gpus != 1)}"
         fix = f"start with --nproc_per_node {max(gpus, 1)}, or check CUDA_VISIBLE_DEVICES"
         raise DeviceError(problem, where="LOCAL_WORLD_SIZE", fix=fix)

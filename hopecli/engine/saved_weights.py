@@ -38,19 +38,20 @@ def find_weights(given: str) -> tuple[Path, Path | None]:
     """The .safetensors file of a run directory, a checkpoint directory or a file, and its run directory."""
     path = Path(given)
     checkpoints = path / "checkpoints"
+    with accessed(path, kind=CheckpointError):  # a run's own checkpoints come before what was put into it
+        beside = [] if _is_run(path) else [path / WEIGHTS]
     candidates = [
         path,
+        *beside,
         checkpoints / "last" / WEIGHTS,
         checkpoints / ".last.old" / WEIGHTS,  # a crash between the two renames of a swap leaves this
     ]
     for pause in _PAUSES:
         time.sleep(pause)
         with accessed(path, kind=CheckpointError):
-            if pause == _PAUSES[0] and not _is_run(path):
-                candidates.insert(1, path / WEIGHTS)
             if pause == _PAUSES[-1]:  # no `last`: the disk failed when it was to be made of an epoch's checkpoint
                 candidates += [folder / WEIGHTS for folder in reversed(epoch_folders(checkpoints))]
-                candidates.append(path / WEIGHTS)  # put into a run, whose own checkpoints come first
+                candidates.append(path / WEIGHTS)
             file = next((candidate for candidate in candidates if is_file(candidate)), None)
             if file is not None:
                 return file, _run_of(file)

@@ -100,7 +100,7 @@ def test_a_reader_that_dies_of_the_signal_is_a_stop(
 
     def dies(store: ClipStore, name: str) -> Sample:
         if os.getpid() != before and next(count) == 3:
-            time.sleep(1.0)  # the steps before are done by then
+            time.sleep(3.0)  # the step before is done by then
             os.kill(before, signal.SIGINT)
             os.kill(os.getpid(), signal.SIGKILL)
         return read(store, name)
