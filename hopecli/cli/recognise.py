@@ -22,7 +22,8 @@ def compare_inputs(
     """Warn when the `clips` (as the lines call them) have no states for a model that was trained with them (`expected`:
     whether it was, None when that is not known) or the other way round, and when the alignment leaves actions out."""
     compare_states(store, names, expected, say, clips)
-    warn_of_dropped_actions(store, names, clips, say)
+    if store.settings.action_alignment == "impulse":  # how rows are reduced was training's choice, said there
+        warn_of_dropped_actions(store, names, clips, say)
 
 
 def compare_states(
@@ -39,12 +40,18 @@ def compare_states(
 
 
 def warn_of_dropped_actions(store: ClipStore, names: Sequence[str], clips: str, say: Callable[[str], None]) -> None:
-    """Warn when the alignment leaves actions of the `clips` (as the line calls them) out."""
+    """Say when the alignment leaves actions of the `clips` (as the line calls them) out."""
     dropped, of = store.dropped_actions(names)
-    if dropped:
+    which = f"{dropped} of {among(names, of, clips)}"
+    if dropped and store.settings.action_alignment == "impulse":
         say(
-            f"warning: {dropped} of {among(names, of, clips)} have non-zero actions outside row 1, which "
-            "data.action_alignment=impulse leaves out; per_timestep uses them"
+            f"warning: {which} have non-zero actions outside row 1, which data.action_alignment=impulse leaves out; "
+            "per_timestep uses them (with data.action_reduce=last every second row, with mean or sum all)"
+        )
+    elif dropped:
+        say(
+            f"note: in {which} data.action_reduce=last leaves out rows 2t that differ from rows 2t+1: right for poses, "
+            "not for increments (sum or mean take both rows)"
         )
 
 

@@ -107,13 +107,13 @@ def train_command(
 
 
 def say_notes(settings: Settings, runtime: Runtime) -> None:
-    """Say it where a device may add up the weight gradients of this run wrongly, and what of the model does nothing."""
+    """Say it where a device may add up the weight gradients of this run wrongly, and what does nothing."""
     from hopecli.engine.long_sums import long_sums_note
-    from hopecli.engine.model_notes import drop_path_note, rope_note
+    from hopecli.engine.model_notes import drop_path_note, rope_note, unlearned_frames_note
     from hopecli.report.console import say
 
-    model = settings.model
-    for note in (long_sums_note(settings, runtime.choice), rope_note(model), drop_path_note(model)):
+    notes = [rope_note(settings.model), drop_path_note(settings.model), unlearned_frames_note(settings)]
+    for note in (long_sums_note(settings, runtime.choice), *notes):
         if note is not None and runtime.is_main:
             say(note)
 

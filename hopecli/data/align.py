@@ -50,6 +50,12 @@ def impulse_drops(rows: np.ndarray) -> bool:
     return bool(rows[:1].any() or rows[2:].any())
 
 
+def last_drops(rows: np.ndarray, *, transitions: int) -> bool:
+    """Whether `per_timestep` with `last` leaves out a non-zero row 2t that is not repeated by row 2t+1."""
+    first, last = (rows[start : TUBELET * transitions : TUBELET] for start in range(TUBELET))
+    return any(a.any() and (a != b).any() for a, b in zip(first, last, strict=False))
+
+
 def align_per_frame(rows: np.ndarray, *, frames: int, transitions: int) -> np.ndarray:
     """States or extrinsics [transitions, *] float32: one row per original frame gives the last row of each tubelet (the
     newest that is known when frame t is), one row per encoded frame or transition is taken as it is."""

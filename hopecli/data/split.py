@@ -153,8 +153,14 @@ def usable_clips(
     if not any_share:
         check_skipped(count_defects(skipped), len(chosen), s.max_skipped, str(store.folder))
     if not usable:
-        raise DataError("no usable clip is left", where=str(store.folder), value=f"{len(skipped)} skipped")
+        raise DataError("no usable clip is left", where=str(store.folder), value=_why_none(skipped))
     return usable, skipped
+
+
+def _why_none(skipped: Mapping[str, str]) -> str:
+    """How many clips were skipped, and the first one's reason."""
+    first = next(iter(skipped.items()), None)
+    return f"{len(skipped)} skipped" + ("" if first is None else f", the first {first[0]}: {first[1]}")
 
 
 def count_defects(skipped: Mapping[str, str]) -> int:

@@ -20,7 +20,14 @@ import numpy as np
 import torch
 
 from hopecli.config.schema import DataSettings
-from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops, original_row_counts
+from hopecli.data.align import (
+    accepted_action_rows,
+    align_actions,
+    align_per_frame,
+    impulse_drops,
+    last_drops,
+    original_row_counts,
+)
 from hopecli.data.folder import clip_names, select_ids
 from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_array, read_array, read_header
 from hopecli.errors import DataError, accessed
@@ -86,12 +93,7 @@ class ClipStore:
         feature_header = read_header(features, clip=name)
         frames = self._feature_frames(name, feature_header)
         if frames < self.settings.num_timesteps:
-            raise ClipProblem(
-                "too_few_frames",
-                f"has {frames} encoded frames, fewer than data.num_timesteps = {self.settings.num_timesteps}",
-                clip=name,
-                fix="lower data.num_timesteps or set data.on_short=skip",
-            )
+            raise self._too_short(name, frames, feature_header)
         width, alignment = self.settings.action_dim, self.settings.action_alignment
         accepted = accepted_action_rows(alignment, frames)
         action_header = read_header(actions, clip=name)
@@ -138,12 +140,15 @@ class ClipStore:
 
     def dropped_actions(self, names: Sequence[str]) -> tuple[int, int]:
         """How many of the clips (a sample of them, where there are more than SAMPLED_CLIPS) have non-zero action rows
-        that data.action_alignment leaves out as no impulse, and of how many."""
-        sample = _evenly(names)
+        that data.action_alignment leaves out (`impulse`: any but row 1; `per_timestep` with `last`: rows 2t that differ
+        from rows 2t+1), and of how many."""
+        sample, s = _evenly(names), self.settings
+        halves = s.action_alignment == "per_timestep" and s.action_reduce == "last"
         dropped = 0
-        for name in sample if self.settings.action_alignment == "impulse" else ():
+        for name in sample if halves or s.action_alignment == "impulse" else ():
             with suppress(DataError):  # whoever reads the clip says so
-                dropped += impulse_drops(self.action_rows(name))
+                rows = self.action_rows(name)
+                dropped += last_drops(rows, transitions=s.num_timesteps - 1) if halves else impulse_drops(rows)
         return dropped, len(sample)
 
     def sampled_states(self, names: Sequence[str]) -> tuple[int, int]:
@@ -210,6 +215,16 @@ class ClipStore:
             what = f"features have {'x'.join(map(str, found))} patches, but {meant}"
             raise ClipProblem("grid", what, clip=name, value=list(shape), fix=fix)
         return shape[0] // patches if len(shape) == 2 else shape[0]
+
+    def _too_short(self, name: str, frames: int, header: ArrayHeader) -> ClipProblem:
+        """Too few frames T; with the patches not told apart in the file, perhaps for a wrong grid."""
+        s = self.settings
+        what, fix = f"has {frames} encoded frames", "lower data.num_timesteps or set data.on_short=skip"
+        if len(header.shape) == 2:
+            what += f" ({header.shape[0]} feature rows / {s.grid**2} patches, data.grid = {s.grid})"
+            fix = f"set data.grid to the encoder's grid, {fix}"
+        what += f", fewer than data.num_timesteps = {s.num_timesteps}"
+        return ClipProblem("too_few_frames", what, clip=name, fix=fix)
 
     def _rows(
         self, name: str, header: ArrayHeader, what: str, width: int, accepted: tuple[int, ...], asked_by: str

@@ -85,7 +85,8 @@ class WidthTally:
             return "impulse", f"one non-zero row, at index 1, in {self.impulse_clips} of {moving} clips with any action"
         if not moving:
             return "impulse", "the default: every action is zero, so the data cannot tell"
-        return "per_timestep", f"non-zero rows other than index 1 in {self.dropped} of {moving} clips with any action"
+        because = f"non-zero rows other than index 1 in {self.dropped} of {moving} clips with any action"
+        return "per_timestep", f"{because} (of each two, data.action_reduce=last takes the second, mean and sum both)"
 
 
 @dataclass

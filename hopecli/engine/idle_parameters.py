@@ -15,13 +15,17 @@ def leaves_parameters_idle(model: ModelSettings, objective: ObjectiveSettings) -
     """
     if not isinstance(model, HopeSettings):
         return False
+    return any(_idle(model, learned) for learned in learned_frames(objective))
+
+
+def learned_frames(objective: ObjectiveSettings) -> list[set[int]]:
+    """Per phase the frames (from 0) from whose predictions of the next frame it learns, in either of its passes."""
     start = initial_phase(objective)
     phases = [start, *(phase_at(change.epoch, start, objective.curriculum) for change in objective.curriculum)]
-    return any(_idle(model, _learned(phase, objective.T_teacher)) for phase in phases)
+    return [_learned(phase, objective.T_teacher) for phase in phases]
 
 
 def _learned(phase: ObjectivePhase, teacher: int) -> set[int]:
-    """Frames from whose predictions a phase learns, in either of its passes."""
     frames = set(range(teacher)) if phase.loss_weight_teacher > 0 else set()
     if phase.loss_weight_rollout > 0:
         frames |= {phase.context_frames - 1 + step for step in range(phase.T_rollout)}

@@ -1,8 +1,9 @@
-"""Sizes of a model, and lengths of a run, with which a part of the model does nothing."""
+"""Sizes of a model, and lengths of a run, with which a part of the model or of the clips does nothing."""
 
 from __future__ import annotations
 
-from hopecli.config.schema import HopeSettings, ModelSettings, ViTACSettings
+from hopecli.config.schema import HopeSettings, ModelSettings, Settings, ViTACSettings
+from hopecli.engine.idle_parameters import learned_frames
 from hopecli.models.rope import part_width
 
 
@@ -37,4 +38,19 @@ def still_levels_note(model: ModelSettings, total_steps: int) -> str | None:
     return (
         f"note: CMS levels of model.cms_update_periods {', '.join(map(str, still))} take no step in a run of "
         f"{total_steps}: they keep their initial weights"
+    )
+
+
+def unlearned_frames_note(settings: Settings) -> str | None:
+    """A line for the user where clips are read with more frames than any phase of the objective learns from; else None.
+
+    Validation and evaluation roll out over all of them.
+    """
+    o, frames = settings.objective, settings.data.num_timesteps
+    learned = 2 + max(max(phase) for phase in learned_frames(o))  # the frame it is predicted from, and its target
+    if learned >= frames:
+        return None
+    return (
+        f"note: clips are read with {frames} frames, of which training learns from the first {learned} only: to learn "
+        f"from all set objective.T_teacher={frames - 1} and objective.T_rollout={frames - o.context_frames}"
     )

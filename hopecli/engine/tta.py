@@ -239,6 +239,7 @@ class _Stream:
         return TtaProgress(
             done=order * names + self.record.position + 1,
             total=names * len(order_seeds(self.job.settings)),
+            window=len(recent),
             online=mean([row.online for row in recent]),
             frozen=mean([row.frozen for row in recent]),
             drift=recent[-1].drift,

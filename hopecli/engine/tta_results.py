@@ -49,10 +49,12 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class TtaProgress:
-    """Trailing means over at most 50 clips of the running order, and counts of the whole stream so far."""
+    """Trailing means over the last `window` clips (at most 50, of the running order), and counts of the whole stream so
+    far."""
 
     done: int
     total: int
+    window: int
     online: float
     frozen: float
     drift: float | None

@@ -102,7 +102,7 @@ class FrameCausalAttention(nn.Module):
         if rotary is not None:  # before the axes are swapped, while memory is in order
             tables = RotaryTables(rotary.cos[:, None, None], rotary.signed_sin[:, None, None])
             qk = rotate(qk, tables).to(v.dtype)
-        q, k, v = (part.transpose(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], v[:, :, 0]))  # each [B, H, L, hd]
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), v.squeeze(2)))  # each [B, H, L, hd]
         cache = KeyValue((k,), (v,)) if past is None else past.extended(k, v)
         out = frame_causal_attention(q, *cache.joined(), tokens_per_frame=self.tokens_per_frame)
         return self.proj(out.transpose(1, 2).flatten(2)), cache

@@ -93,16 +93,26 @@ def _actions(survey: Survey) -> Mapping[str, Any]:
     return {
         "width A": a.width,
         "rows": _counts({str(rows): n for rows, n in a.rows.items()}) or None,
-        "original frames": a.original_frames,
+        "original frames": _most(a.original_frames, of=len(a.rows)),
         "alignments that fit": ", ".join(f"{rule} ({n})" for rule, n in a.alignments.items() if n) or "none",
-        "suggested alignment": None
-        if a.suggested_alignment is None
-        else f"{a.suggested_alignment}: {a.suggested_because}",
+        "suggested alignment": _suggestion(survey),
         "range per dimension": ranges or None,
         "zero actions": None
         if a.zero_rows is None or a.zero_clips is None
         else f"{100 * a.zero_rows:.1f} % of rows, {100 * a.zero_clips:.1f} % of clips have none other",
     }
+
+
+def _most(rows: int | None, *, of: int) -> str | None:
+    """The most common number of rows, and that it is not the only one `of` several."""
+    return None if rows is None else f"{rows}{' (most common)' if of > 1 else ''}"
+
+
+def _suggestion(survey: Survey) -> str | None:
+    a = survey.actions
+    if a.suggested_alignment is None:
+        return None if a.width is None else "none: no rule fits the rows"
+    return f"{a.suggested_alignment}: {a.suggested_because}"
 
 
 def _finding_row(finding: Finding) -> list[str]:

@@ -187,9 +187,9 @@ def eval_tables(results: EvalResults) -> list[Table]:
 
 
 def _teacher_title(results: EvalResults) -> str:
-    """With its frames where they do not end with the rollout's."""
-    last, frames = results.context_frames + results.T_rollout - 1, results.T_teacher
-    return "teacher-forced L1" + ("" if frames in (None, last) else f", frames 1 to {frames}")
+    """With the frames it is of: a run's validation takes those of objective.T_teacher."""
+    frames = results.T_teacher
+    return "teacher-forced L1" + ("" if frames is None else f", frames 1 to {frames}")
 
 
 def preset_table(names: Mapping[str, str]) -> Table:

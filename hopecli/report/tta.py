@@ -63,7 +63,8 @@ def progress_line(p: TtaProgress) -> str:
     """Trailing means, drift and what was skipped."""
     gain = f"{100 * (p.frozen - p.online) / p.frozen:+.2f} %" if p.frozen > 0 else "-"
     drift = "-" if p.drift is None else f"{p.drift:.2e}"
-    text = f"online {p.online:.4f}  frozen {p.frozen:.4f}  gain {gain}  drift {drift}"
+    mean = f"mean of last {p.window}: " if p.window > 1 else ""
+    text = f"{mean}online {p.online:.4f}  frozen {p.frozen:.4f}  gain {gain}  drift {drift}"
     if p.steps_skipped or p.clips_skipped:
         text += f"  skipped {counted(p.steps_skipped, 'step')}, {counted(p.clips_skipped, 'clip')}"
     return text
@@ -172,7 +173,8 @@ def tta_tables(r: TtaResults) -> list[Table]:
     if r.per_step:
         more = len(r.per_step) - SHOWN_STEPS
         shown = "  ".join(number(loss) for loss in r.per_step[:SHOWN_STEPS])
-        name = "loss before each update" + ("" if r.loss_exp == 1.0 else " (|x|^p / p)")
+        turn = ", frame by frame" if p["mode"] == "sequential" else ""
+        name = f"loss before each update{turn}" + ("" if r.loss_exp == 1.0 else " (|x|^p / p)")
         facts[name] = shown + (f"  ({more} more in results.json)" if more > 0 else "")
         facts["gradient norm"] = f"{number(r.grad_norm)}, {number(r.grad_norm_clipped)} after clipping"
         facts["drift"] = None if r.drift is None else f"{r.drift:.3e}"

@@ -176,6 +176,27 @@ def test_a_dry_run_says_what_the_run_would_of_its_clips(tmp_path: Path) -> None:
     assert "outside row 1" not in ran([*command, "data.action_alignment=per_timestep"], tmp_path).err
 
 
+def test_rows_and_frames_that_training_leaves_out_are_said(tmp_path: Path) -> None:
+    """Increments of which every second one is dropped, and clips longer than the objective's windows."""
+    clips_of(tmp_path / "clips", [10] * 6)
+    for number in range(2):
+        write_clip(
+            tmp_path / "clips", number, features=make_features(number, 10), actions=np.eye(20, 2, dtype=np.float32)
+        )
+    command = [*TRAIN, "--data-dir", "clips", "data.action_alignment=per_timestep"]
+    longer = [*command, "data.num_timesteps=10"]
+    halved = "note: in 2 of 5 training clips data.action_reduce=last leaves out rows 2t"
+    frames = "of which training learns"
+    for more in ([], ["--dry-run"]):
+        err = ran([*longer, *more], tmp_path).err
+        assert halved in err
+        assert f"{frames} from the first 8 only" in err
+        err = ran([*command, *more, "data.action_reduce=sum"], tmp_path).err
+        assert "leaves out" not in err
+        assert frames not in err
+    assert "leaves out" not in ran(["eval", "--ckpt", "last", "--device", "cpu"], tmp_path).err
+
+
 def test_a_preset_without_the_section_of_the_command(tmp_path: Path) -> None:
     ran([*TRAIN, "data.embed_dim=8"], tmp_path)
     look = ["--ckpt", "last", "--device", "cpu", "--preset"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops
+from hopecli.data.align import accepted_action_rows, align_actions, align_per_frame, impulse_drops, last_drops
 from tests.clips import count_rows
 
 TENS = np.array([[10.0], [11.0], [20.0], [22.0], [30.0], [34.0]])  # 6 original frames: 3 encoded frames, 2 transitions
@@ -34,6 +34,21 @@ def test_impulse_leaves_out_every_row_but_the_second(row: int, dropped: bool) ->
     assert not impulse_drops(rows)
     rows[row, 1] = -0.5
     assert impulse_drops(rows) is dropped
+
+
+@pytest.mark.parametrize(
+    ("rows", "dropped"),
+    [
+        ([0, 5, 0, 7, 0, 9], False),  # rows 2t hold nothing
+        ([5, 5, 7, 7, 9, 9], False),  # what is left out is said again
+        ([5, 5, 6, 7, 9, 9], True),
+        ([5, 0, 0, 0, 0, 0], True),
+        ([5, 5, 7, 7, 8, 9], False),  # the last tubelet is no transition
+        ([5, 5, 7], False),  # a file cut short: whoever reads it says so
+    ],
+)
+def test_last_leaves_out_first_rows_of_their_own(rows: list[float], dropped: bool) -> None:
+    assert last_drops(np.array(rows, np.float32)[:, None].repeat(2, 1), transitions=2) is dropped
 
 
 def test_every_column_is_aligned() -> None:

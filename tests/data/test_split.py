@@ -76,7 +76,7 @@ def test_broken_clips_are_an_error_or_skipped_up_to_a_share(tmp_path: Path) -> N
 
 def test_no_usable_clip(tmp_path: Path) -> None:
     write_clip(tmp_path, 1, features=make_features(4, frames=2), actions=count_rows(4))
-    with pytest.raises(DataError, match=r"no usable clip is left.*1 skipped"):
+    with pytest.raises(DataError, match=r"no usable clip is left.*1 skipped, the first clip_00001: .*has 2 enc"):
         usable_clips(store(tmp_path, {"on_short": "skip"}))
 
 

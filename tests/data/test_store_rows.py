@@ -76,5 +76,6 @@ def test_what_is_the_same_in_most_clips_is_told_from_a_sample_of_all_parts(tmp_p
     assert store.sampled_states(names[:64]) == (0, 64)
     assert store.sampled_states(names[70:]) == (35, 35)
     assert store.sampled_states([]) == (0, 0)
-    other = ClipStore(tmp_path, data_settings({"action_alignment": "per_timestep"}), use_extrinsics=False)
-    assert other.dropped_actions(names) == (0, 47)
+    for reduce, dropped in (("last", 23), ("mean", 0), ("sum", 0)):  # count_rows: no row repeats another
+        settings = data_settings({"action_alignment": "per_timestep", "action_reduce": reduce})
+        assert ClipStore(tmp_path, settings, use_extrinsics=False).dropped_actions(names) == (dropped, 47)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from hopecli.config.load import load_preset
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings, ViTACSettings
-from hopecli.engine.model_notes import drop_path_note, rope_note, still_levels_note
+from hopecli.engine.model_notes import drop_path_note, rope_note, still_levels_note, unlearned_frames_note
 from hopecli.models.build import build_model
 
 GRID, DIM, ACTIONS = 3, 8, 2
@@ -66,3 +67,27 @@ def test_stochastic_depth_of_one_block(depth: int, drop_path: float, said: bool)
     built = build_model(model, grid=2, embed_dim=4, action_dim=2, seed=0)
     last = built.get_submodule(f"predictor_blocks.{depth - 1}")
     assert (drop_path_note(model) is not None) == said == (drop_path > 0.0 and last.drop_path == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "learned"),
+    [
+        ([], None),  # all 8
+        (["data.num_timesteps=10"], 8),
+        (["data.num_timesteps=10", "objective.T_teacher=9"], None),
+        (["data.num_timesteps=10", "objective.T_teacher=9", "objective.loss_weight_teacher=0"], 8),
+        (["data.num_timesteps=10", "objective.T_rollout=9"], None),
+        (["data.num_timesteps=10", "objective.curriculum=[{epoch: 1, T_rollout: 8}]"], 9),
+        (["data.num_timesteps=10", "objective.T_rollout=6", "objective.context_frames=3"], 9),
+    ],
+)
+def test_frames_that_no_phase_learns_from(overrides: list[str], learned: int | None) -> None:
+    overrides = ["objective.curriculum=[]", *overrides]
+    settings = load_preset("vjepa2_ac", overrides).settings
+    note = unlearned_frames_note(settings)
+    assert (note is None) == (learned is None)
+    assert learned is None or f"with 10 frames, of which training learns from the first {learned} only" in str(note)
+    if learned is not None:
+        advised = f"objective.T_teacher=9 and objective.T_rollout={10 - settings.objective.context_frames}"
+        assert advised in str(note)
+        assert unlearned_frames_note(load_preset("vjepa2_ac", [*overrides, *advised.split(" and ")]).settings) is None

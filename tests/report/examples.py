@@ -165,7 +165,9 @@ CLIP = TtaClip(
     step_losses=[0.66, 0.65],
 )
 
-PROGRESS = TtaProgress(done=8, total=10, online=0.5, frozen=0.625, drift=0.034567, steps_skipped=0, clips_skipped=0)
+PROGRESS = TtaProgress(
+    done=8, total=10, window=3, online=0.5, frozen=0.625, drift=0.034567, steps_skipped=0, clips_skipped=0
+)
 
 # The source loss rises by 25 % over the first order; the second has a point that no picture of the first may show.
 FORGETTING = Forgetting(

@@ -109,12 +109,22 @@ def test_content_and_actions() -> None:
     assert pairs(shown["Actions"]) == {
         "width A": "2",
         "rows": "15 (1), 16 (39)",
-        "original frames": "16",
+        "original frames": "16 (most common)",
         "alignments that fit": "impulse (39), per_timestep (38)",
         "suggested alignment": "impulse: because",
         "range per dimension": "-0.5 to 1.25, -2 to 3",
         "zero actions": "93.8 % of rows, 2.5 % of clips have none other",
     }
+
+
+def test_rows_that_are_all_alike_and_rows_that_fit_no_rule() -> None:
+    alike = replace(SURVEY.actions, rows={16: 40})
+    assert pairs(tables(replace(SURVEY, actions=alike))["Actions"])["original frames"] == "16"
+    unfit = replace(SURVEY.actions, rows={15: 40}, original_frames=None, alignments={}, suggested_alignment=None)
+    shown = pairs(tables(replace(SURVEY, actions=unfit))["Actions"])
+    assert (shown["alignments that fit"], shown["suggested alignment"]) == ("none", "none: no rule fits the rows")
+    unread = pairs(tables(replace(SURVEY, actions=replace(unfit, width=None, rows={})))["Actions"])
+    assert unread["suggested alignment"] == "not measured"
 
 
 def test_what_could_not_be_measured() -> None:

@@ -13,8 +13,10 @@ from tests.report.examples import CLIP, FORGETTING, PROGRESS, TTA, cells, pairs,
 
 
 def test_progress_line() -> None:
-    assert progress_line(PROGRESS) == "online 0.5000  frozen 0.6250  gain +20.00 %  drift 3.46e-02"
-    worse = replace(PROGRESS, online=0.75, drift=None, steps_skipped=4, clips_skipped=3)
+    numbers = "online 0.5000  frozen 0.6250  gain +20.00 %  drift 3.46e-02"
+    assert progress_line(PROGRESS) == f"mean of last 3: {numbers}"
+    assert progress_line(replace(PROGRESS, window=1)) == numbers
+    worse = replace(PROGRESS, window=1, online=0.75, drift=None, steps_skipped=4, clips_skipped=3)
     assert progress_line(worse) == ("online 0.7500  frozen 0.6250  gain -20.00 %  drift -  skipped 4 steps, 3 clips")
     assert "gain -  " in progress_line(replace(PROGRESS, frozen=0.0))
 
@@ -131,6 +133,8 @@ def test_the_losses_before_the_first_eight_updates() -> None:
     assert pairs(tta_tables(many)[1])["loss before each update"] == f"{eight}  (4 more in results.json)"
     assert pairs(tta_tables(replace(many, per_step=many.per_step[:8]))[1])["loss before each update"] == eight
     assert "loss before each update (|x|^p / p)" in pairs(tta_tables(replace(many, loss_exp=2.0))[1])
+    walk = replace(many, protocol={**many.protocol, "mode": "sequential"})  # frame 1's steps, then frame 2's
+    assert "loss before each update, frame by frame" in pairs(tta_tables(walk)[1])
 
 
 def test_forgetting_may_be_a_gain_be_unfinished_or_lack_clips() -> None:
