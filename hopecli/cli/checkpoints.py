@@ -24,7 +24,7 @@ PRESET_SECTIONS = ("evaluation", "adaptation", "logging")
 # What nothing may change: the weights fit no other model and layout, and were trained under these rules.
 CHECKPOINT_SECTIONS = ("model", "objective", "optimizer", "schedule", "training")
 CHECKPOINT_KEYS = ("data.grid", "data.embed_dim", "data.action_dim")
-FREE_KEYS = ("training.device",)
+FREE_KEYS = ("training.device", "training.cpu_threads")
 LISTED = 3  # clips that are named each
 TRAINING_KEYS = ("data.val_split", "data.batch_size")  # that neither eval nor tta uses
 

@@ -14,8 +14,9 @@ import typer
 from hopecli.errors import SettingsError, is_dir, written
 
 if TYPE_CHECKING:
-    from hopecli.config.schema import Settings
+    from hopecli.config.schema import Settings, TrainingSettings
     from hopecli.engine.runtime import Runtime
+    from hopecli.hardware import DeviceChoice
 
 Overrides = Annotated[
     list[str] | None,
@@ -121,8 +122,8 @@ def runs_folder(settings: Settings | None = None) -> Path:
     return expanded(os.environ.get("HOPE_RUNS_DIR") or "runs", "HOPE_RUNS_DIR")
 
 
-def start_runtime(device: str, precision: str) -> Runtime:
-    """Resolve device and precision, show the banner on the main process, start the Accelerator."""
+def start_runtime(training: TrainingSettings, precision: str, device: str | None = None) -> Runtime:
+    """Resolve device (None: training's) and precision, show the banner on the main process, start the Accelerator."""
     check_launch()
     import torch
 
@@ -130,7 +131,8 @@ def start_runtime(device: str, precision: str) -> Runtime:
     from hopecli.hardware import probe, resolve
     from hopecli.report.console import hardware_banner, say
 
-    choice = resolve(device, precision, probe())
+    choice = resolve(device or training.device, precision, probe())
+    limit_threads(training, choice)
     runtime = start(choice)
     if runtime.is_main:
         say(hardware_banner(choice, processes=runtime.world, threads=torch.get_num_threads()))
@@ -138,6 +140,17 @@ def start_runtime(device: str, precision: str) -> Runtime:
     if tasks not in ("1", "") and "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
         say(f"note: each of the {tasks} tasks that srun started is a run of its own; torchrun shares one among them")
     return runtime
+
+
+def limit_threads(training: TrainingSettings, choice: DeviceChoice) -> bool:
+    """Compute on training.cpu_threads at most where the CPU computes; whether that made them fewer."""
+    import torch
+
+    wanted, given = training.cpu_threads, torch.get_num_threads()
+    if choice.device != "cpu" or wanted is None or wanted >= given:
+        return False
+    torch.set_num_threads(wanted)
+    return True
 
 
 def require_right_numbers(kind: str, runtime: Runtime, *, learning: bool) -> None:

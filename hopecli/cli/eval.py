@@ -64,7 +64,7 @@ def eval_command(
     unused = ("adaptation.", "logging.wandb", "logging.diagnostics_every", *TRAINING_KEYS)
     trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     settings = trained.settings
-    runtime = start_runtime(device or settings.training.device, settings.evaluation.precision)
+    runtime = start_runtime(settings.training, settings.evaluation.precision, device)
     require_right_numbers(settings.model.kind, runtime, learning=False)
     with runtime.closing():
         evaluation = run(trained, runtime, name)

@@ -16,6 +16,7 @@ from hopecli.cli.common import (
     complete_presets,
     data_overrides,
     expanded,
+    limit_threads,
 )
 from hopecli.errors import SettingsError
 
@@ -85,6 +86,9 @@ def measure(preset: str, resolved: Resolved, machine: Machine, overrides: list[s
     from hopecli.engine.runtime import start
     from hopecli.report.console import say
 
+    if limit_threads(resolved.settings.training, machine.choice):
+        threads = resolved.settings.training.cpu_threads
+        say(f"note: measured with training.cpu_threads={threads}, the matrix products too")
     forced, reasons = as_measured(resolved.settings, machine.choice, machine.hardware)
     runtime = start(machine.choice)
     try:

@@ -36,6 +36,7 @@ from hopecli.errors import (
 
 SILENT_SECONDS = 10.0  # more than processes of one machine are apart when they read the same settings and files
 TOGETHER_SECONDS = 2.0  # more than they are apart where they have just met; torchrun waits for it after a signal
+FPMATH = {"ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"}  # the second is the older name
 _UsageError: Any = typer.BadParameter.__base__  # Typer exports it under no name of its own
 
 app = typer.Typer(
@@ -101,13 +102,16 @@ def entry_point() -> NoReturn:
     _leave(code, WARNINGS)
 
 
-def _prepare_threads() -> None:
+def _prepare_torch() -> None:
     """How torch's threads behave, unless told otherwise; before torch is imported.
 
     Waiting OpenMP threads spin shortly: GNU OpenMP's default starves a busy machine. Measured on 2 cores: no slower
     when they are free, and faster beside a busy process (README); a count of 0 halves the speed of small models.
     Where a container or batch system grants less than the cores that torch sees, there is a thread for each CPU of
     the quota: more of them only use it up sooner, waiting for each other.
+
+    And fp32 means fp32: oneDNN's convolutions would round to bfloat16 or TF32 where the environment asks for it. It
+    reads that once, when torch is loaded.
     """
     from hopecli.hardware import cores_within_quota
 
@@ -116,6 +120,8 @@ def _prepare_threads() -> None:
     cores = cores_within_quota()
     if cores is not None and "MKL_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    for name in FPMATH.intersection(os.environ):
+        os.environ[name] = "STRICT"
 
 
 def _say_what_ends_us() -> None:
@@ -148,7 +154,7 @@ def main() -> None:
     try:
         prepare_stdout()
         _load_env()
-        _prepare_threads()
+        _prepare_torch()
         code = _run()
         sys.stdout.flush()  # a full disk must be found here, not when the interpreter ends
     except HopeError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hopecli.cli.checkpoints import FREE_KEYS
 from hopecli.cli.common import (
     DataDir,
     DeviceOption,
@@ -94,7 +95,7 @@ def train_command(
             typer.echo(dumps(to_tree(resolved)) + "\n" if json else to_yaml(resolved), nl=False)
         return
     settings = request.resolved.settings
-    runtime = start_runtime(settings.training.device, settings.training.precision)
+    runtime = start_runtime(settings.training, settings.training.precision)
     require_right_numbers(settings.model.kind, runtime, learning=True)
     say_notes(settings, runtime)
     if dry_run:
@@ -147,7 +148,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
         return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, None, json)
     if preset is not None:
         raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
-    allowed = ("data.source", "data.data_dir", "data.workers", *LEAVING_OUT, "training.device", "logging.")
+    allowed = ("data.source", "data.data_dir", "data.workers", *LEAVING_OUT, *FREE_KEYS, "logging.")
     for text in overrides:
         if not text.startswith(allowed):
             raise SettingsError(

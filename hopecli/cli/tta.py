@@ -121,13 +121,13 @@ def choose_runtime(trained: Trained, device: str | None) -> Runtime:
 
     s = trained.settings
     asked = device or s.training.device
-    runtime = start_runtime(asked, s.adaptation.precision)
+    runtime = start_runtime(s.training, s.adaptation.precision, device)
     if runtime.device.type == "mps" and not layernorm_backward_works(runtime.device, s.data.embed_dim):
         what = "LayerNorm's backward gives non-finite gradients on this MPS release"
         if asked != "auto":
             raise DeviceError(what, where="--device", value=asked, fix="use --device auto or cpu")
         say(f"{what}: adapting on the CPU")
-        runtime = start_runtime("cpu", s.adaptation.precision)
+        runtime = start_runtime(s.training, s.adaptation.precision, "cpu")
     require_right_numbers(s.model.kind, runtime, learning=s.adaptation.adapt != "none")
     if runtime.choice.precision == "fp16" and s.adaptation.adapt != "none":
         raise SettingsError(

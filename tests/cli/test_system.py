@@ -205,14 +205,16 @@ def test_nothing_that_was_printed_is_lost(arguments: list[str], code: int, tmp_p
         ({"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "5"}, "7 5"),
         ({"MKL_NUM_THREADS": "5"}, "1000 None"),
         ({".env": "OMP_NUM_THREADS=4"}, "1000 4"),
+        ({"ONEDNN_DEFAULT_FPMATH_MODE": "BF16", ".env": "DNNL_DEFAULT_FPMATH_MODE=ANY"}, "1000 3 STRICT STRICT"),
     ],
 )
 def test_threads_wait_briefly_and_fit_the_cpu_quota_unless_told(
     given: dict[str, str], used: str, tmp_path: Path
 ) -> None:
-    """On a machine that is described: 64 cores, of which a container may use 2.5."""
+    """On a machine that is described: 64 cores, of which a container may use 2.5. And fp32 is never less."""
     machine = "from hopecli import hardware as h; h.allowed_cores, h.cpu_quotas = lambda: 64, lambda: [2.5];"
-    shown = "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_NUM_THREADS'))"
+    fpmath = "*(os.environ[n] for n in sorted(os.environ)[::-1] if n.endswith('FPMATH_MODE'))"
+    shown = f"print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_NUM_THREADS'), {fpmath})"
     main = f"from hopecli.cli import main as m; run = m._run; m._run = lambda: [run(), {shown}][0];"
     theirs = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     variables = {k: v for k, v in environment(tmp_path).items() if k not in theirs}

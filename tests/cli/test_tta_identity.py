@@ -19,6 +19,7 @@ from hopecli.cli.checkpoints import held_out_or_all, load_trained
 from hopecli.cli.common import start_runtime
 from hopecli.cli.tta_identity import identity
 from hopecli.cli.tta_source import find_source
+from hopecli.config.schema import TrainingSettings
 from hopecli.data.fingerprint import fingerprints
 from hopecli.data.make_clips import make_clips
 from hopecli.engine.tta_state import STATE_FILE
@@ -92,7 +93,7 @@ def test_resume_refuses_another_stream(
 def test_each_part_of_the_identity_stands_for_itself(stopped: Stopped) -> None:
     """Device and what `auto` precision became depend on the machine, which no flag of this one can change."""
     trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
-    runtime = start_runtime("cpu", "fp32")
+    runtime = start_runtime(TrainingSettings(device="cpu"), "fp32")
     chosen = held_out_or_all(trained, "auto", lambda text: None)
     marks = fingerprints(chosen.store, chosen.names)
 
@@ -114,7 +115,7 @@ def test_the_weights_are_those_that_were_read_whatever_takes_their_name_later(st
     file = shutil.copy(last, tmp_path / "m.safetensors")
     trained = load_trained(str(file), None, FAST, str(stopped.clips), hashed=True)
     shutil.copy(earlier, file)
-    runtime = start_runtime("cpu", "fp32")
+    runtime = start_runtime(TrainingSettings(device="cpu"), "fp32")
     chosen = held_out_or_all(trained, "auto", lambda text: None)
     found = identity(trained, ["frozen"], runtime, chosen, fingerprints(chosen.store, chosen.names), None)
     assert found["checkpoint"] == hashlib.sha256(last.read_bytes()).hexdigest()
@@ -141,7 +142,7 @@ def test_resume_refuses_changed_clips(stopped: Stopped, factor: float, code: int
 
 def test_another_spelling_of_the_source_folder_is_the_same_stream(stopped: Stopped) -> None:
     trained = load_trained(str(stopped.run), None, FAST, str(stopped.clips))
-    runtime = start_runtime("cpu", "fp32")
+    runtime = start_runtime(TrainingSettings(device="cpu"), "fp32")
     chosen = held_out_or_all(trained, "auto", lambda text: None)
     marks = fingerprints(chosen.store, chosen.names)
     found = []

@@ -23,6 +23,9 @@ class TrainingSettings(Section):
     )
     device: Device = Field("auto", description="auto, cuda, mps or cpu")
     precision: Precision = Field("auto", description="auto, fp32, bf16 or fp16")
+    cpu_threads: PositiveInt | None = Field(
+        None, description="threads on a CPU, at most; null = every core, or OMP_NUM_THREADS"
+    )
     evaluate_every: Count = Field(1, description="epochs between validations; 0 = only at the end")
     save_every: Count = Field(1, description="epochs between kept checkpoints; 0 = only `last`")
     save_minutes: PositiveFloat | None = Field(30.0, description="time after which `last` is saved within an epoch")
