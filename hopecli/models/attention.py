@@ -78,12 +78,11 @@ def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame:
     One unmasked call per frame over the keys up to it: half the work of a masked square, and it needs no mask, so
     that the fused kernels of every backend can be used.
     """
-    past = k.shape[2] - q.shape[2]
+    seen = k.shape[2] - q.shape[2]
     outputs = []
-    for start in range(0, q.shape[2], tokens_per_frame):
-        stop = start + tokens_per_frame
-        seen = past + stop
-        outputs.append(F.scaled_dot_product_attention(q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen]))
+    for frame in q.split(tokens_per_frame, dim=2):
+        seen += frame.shape[2]
+        outputs.append(F.scaled_dot_product_attention(frame, k[:, :, :seen], v[:, :, :seen]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
