@@ -105,8 +105,9 @@ def entry_point() -> NoReturn:
 def _prepare_torch() -> None:
     """How torch's threads behave, unless told otherwise; before torch is imported.
 
-    Waiting OpenMP threads spin shortly: GNU OpenMP's default starves a busy machine. Measured on 2 cores: no slower
-    when they are free, and faster beside a busy process (README); a count of 0 halves the speed of small models.
+    Waiting OpenMP threads spin shortly: with GNU OpenMP's default a small model takes up to twenty times as long beside
+    a busy process. Where the cores are free it is slower on some machines, on none by half (README); a count of 0 halves
+    the speed of small models everywhere.
     Where a container or batch system grants less than the cores that torch sees, there is a thread for each CPU of
     the quota: more of them only use it up sooner, waiting for each other.
 

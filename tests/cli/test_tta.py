@@ -150,7 +150,7 @@ def test_source_folder_orders_and_tables(run: Path, tmp_path: Path) -> None:
     assert "adapted, online" in shown.out
     assert "after update (saw its targets)" in shown.out
     assert "source loss" in shown.out
-    assert "clip 3/12  online" in shown.err
+    assert "clip 3/12  mean of last 3: online" in shown.err
     assert "source loss after 4 clips (order 2)" in shown.err
     assert "\x1b" not in shown.err  # plain lines off a terminal
 
