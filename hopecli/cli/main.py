@@ -106,8 +106,8 @@ def _prepare_torch() -> None:
     """How torch's threads behave, unless told otherwise; before torch is imported.
 
     Waiting OpenMP threads spin shortly: with GNU OpenMP's default a small model takes more than ten times as long
-    beside a busy process. With all cores free it took up to twice as long on one machine so, no longer on another (README). A
-    count of 0 halves the speed of small models.
+    beside a busy process. With all cores free this took up to twice as long on one machine, no longer on another
+    (README). A count of 0 halves the speed of small models.
     Where a container or batch system grants less than the cores that torch sees, there is a thread for each CPU of
     the quota: more of them only use it up sooner, waiting for each other.
 
