@@ -205,10 +205,10 @@ def test_ctrl_c_twice_ends_without_a_traceback(tmp_path: Path) -> None:
     wait_for_steps(tmp_path, 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.005)
-    os.kill(process.pid, signal.SIGSTOP)  # held while it saves, most likely
+    process.send_signal(signal.SIGSTOP)  # held while it saves, most likely
     time.sleep(1.1 * ONE_PRESS_SECONDS)
     process.send_signal(signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
+    process.send_signal(signal.SIGCONT)  # nothing where it has ended
     _, err = process.communicate(timeout=120)
     assert process.returncode in (75, 130), err
     assert "Traceback" not in err
