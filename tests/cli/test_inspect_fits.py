@@ -123,6 +123,7 @@ def test_a_clip_of_one_frame_whose_actions_are_not_finite(tmp_path: Path) -> Non
     assert fits(tmp_path)["usual"]["overrides"] == ['data.on_short="skip"']
 
 
+@pytest.mark.slow
 def test_the_picture_is_there_when_stdout_is_closed(tmp_path: Path) -> None:
     clips(tmp_path, [8] * 3)
     with subprocess.Popen(

@@ -80,6 +80,7 @@ def every_failure(command: list[str], name: str, folder: Path, prepare: Callable
     assert number > 1 or name != "replace"  # some commands, and pathlib of some versions, do without the others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("command", ["eval", "tta"])
 def test_results(command: str, name: str, trained: Path) -> None:

@@ -148,6 +148,7 @@ def killed_at(folder: Path, epoch: int, *arguments: str) -> None:
     process.communicate(timeout=300)
 
 
+@pytest.mark.slow
 def test_a_killed_run_knows_what_it_skipped(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", clips=10, grid=2, dim=8, domain="base", seed=1)
     before = spoil(tmp_path / "clips/clip_00003")

@@ -101,6 +101,7 @@ def test_copy_last_is_saved_untrained_and_equals_its_own_baseline(tmp_path: Path
     assert json.loads(outcome.out)["parameters"] == 0
 
 
+@pytest.mark.slow
 def test_fast_weights_stay_bounded_after_training(tmp_path: Path) -> None:
     """64 frames of random input: the norms settle instead of growing.
 

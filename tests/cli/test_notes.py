@@ -229,6 +229,7 @@ def test_names_of_results_tell_ranges_and_seeds_apart(tmp_path: Path) -> None:
     assert names == {"held_out", f"held_out_{part}__", "all_physics_ice", "all_physics_ice_seed3"}
 
 
+@pytest.mark.slow
 def test_intervals_over_few_clips_are_no_95_percent_intervals(tmp_path: Path) -> None:
     clips_of(tmp_path / "clips", [8] * 10)
     for folder, count in (("few", 3), ("enough", 20), ("one", 1)):

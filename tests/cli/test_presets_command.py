@@ -71,6 +71,7 @@ def test_mistakes(arguments: list[str], words: str, tmp_path: Path) -> None:
     assert words in one_line(outcome)
 
 
+@pytest.mark.slow
 def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
     odd = "odd\udcff"
     (tmp_path / f"{odd}.yaml").write_text((ROOT / "presets/quickstart.yaml").read_text(encoding="utf-8"))

@@ -84,6 +84,7 @@ def test_sigterm_saves_and_resume_ends_bit_identical(uninterrupted: Path, tmp_pa
     assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_too(tmp_path: Path) -> None:
     """`timeout`, torchrun and schedulers signal every process, the clip readers included."""
     process = start([*LONG, "data.workers=2", "training.epochs=500"], tmp_path, start_new_session=True)
@@ -187,6 +188,7 @@ def test_a_resumed_run_may_read_and_log_otherwise(uninterrupted: Path, tmp_path:
     assert found == (3, "cpu", 7)
 
 
+@pytest.mark.slow
 def test_lines_after_the_last_checkpoint_are_dropped(uninterrupted: Path, tmp_path: Path) -> None:
     process = start(LONG, tmp_path)
     wait_for_steps(tmp_path, 7)  # past the checkpoint of epoch 1 (step 4)
@@ -199,6 +201,7 @@ def test_lines_after_the_last_checkpoint_are_dropped(uninterrupted: Path, tmp_pa
     assert records(only_run(tmp_path)) == records(uninterrupted)
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_without_a_traceback(tmp_path: Path) -> None:
     """The second press lands in training, in saving or after the end; tests/engine/test_signals.py is exact."""
     process = start([*LONG, "training.epochs=500", "training.evaluate_every=0", "data.batch_size=18"], tmp_path)

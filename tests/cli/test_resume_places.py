@@ -49,6 +49,7 @@ def test_resume_from_an_earlier_checkpoint(tmp_path: Path) -> None:
     assert "not a run directory" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no file locks on Windows")
 def test_a_run_that_is_being_trained_cannot_be_resumed(tmp_path: Path) -> None:
     process = start([*COMMAND, "training.epochs=100000", "training.save_every=1"], tmp_path)
@@ -169,6 +170,7 @@ def test_last_is_never_an_earlier_run(tmp_path: Path) -> None:
         assert "another/2999-01-01_00-00-00: the newest run has no checkpoint" in one_line(outcome)
 
 
+@pytest.mark.slow
 def test_last_is_found_while_the_run_replaces_its_checkpoint(tmp_path: Path) -> None:
     """A search by pattern found no checkpoint, or one that had gone, in 96 of 21,766 tries."""
     run = tmp_path / "quickstart/2026-01-01_00-00-00"

@@ -113,6 +113,7 @@ def test_a_dry_run_leaves_out_what_training_would(tmp_path: Path) -> None:
     assert "none of the clips can be read" in nothing.err
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_the_same_clips(tmp_path: Path) -> None:
     """One clip per process and step, so that a process without a clip would leave the other waiting."""
     clips_with(tmp_path, {3: np.nan, 6: np.inf})
@@ -161,6 +162,7 @@ def test_the_record_is_closed_when_the_list_cannot_be_written(tmp_path: Path, mo
     assert [record.file.closed for record in opened] == [True]
 
 
+@pytest.mark.slow
 def test_two_processes_weigh_every_clip_alike(tmp_path: Path) -> None:
     """A share with an unreadable clip is smaller; the mean is over the clips that are left, on one process or two."""
     clips_with(tmp_path, {2: np.nan})

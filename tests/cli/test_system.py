@@ -257,6 +257,7 @@ def test_an_error_of_a_library_on_top_of_an_interrupt(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/tmp").is_dir(), reason="no short folder for temporary files")
 def test_a_long_path_for_temporary_files(tmp_path: Path) -> None:
     """A socket's path has at most 107 bytes; a reader without one left the run waiting for ever."""

@@ -52,6 +52,7 @@ def test_what_is_done_with_a_run_takes_its_threads_unless_told(tmp_path: Path) -
         assert f"{TWO}\n" in ran([*command, run, "training.cpu_threads=null"], tmp_path).err
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_measured_with_the_threads_of_the_preset(tmp_path: Path) -> None:
     command = ["hw-info", "--bench", "--device", "cpu", "--json", *TINY]
     assert "note: measured with training.cpu_threads=1" in ran(command, tmp_path).err

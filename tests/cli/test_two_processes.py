@@ -147,6 +147,7 @@ def test_evaluation_by_two_is_that_by_one(tmp_path: Path) -> None:
     assert both["overlap_with_training"] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
 def test_late_threads_of_the_process_group_do_not_fail_a_finished_run(tmp_path: Path) -> None:
     """They abort a process in which Python takes itself down while they let go of a tensor."""

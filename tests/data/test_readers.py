@@ -149,6 +149,7 @@ def test_a_reader_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="batches are handed over in another way")
 def test_a_batch_that_cannot_be_handed_over_ends_its_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -191,6 +192,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups to signal")
 @pytest.mark.parametrize("groups", ["with groups", "without groups"])
 def test_ctrl_c_ends_no_reader(groups: str, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def is_whole(checkpoint: Checkpoint) -> bool:
     return bool((checkpoint.weights["a.weight"] == checkpoint.info["step"]).all())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_whole_while_a_run_replaces_it(tmp_path: Path) -> None:
     """Without a look at the file 239 of 21,816 such reads ended in an error, and 150 took metadata and weights of two
     files."""

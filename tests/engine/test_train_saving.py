@@ -89,6 +89,7 @@ def test_the_loss_scaler_goes_on_where_it_was(clips: Path, tmp_path: Path) -> No
     assert accelerator.scaler.get_scale() == 8.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="readers are not forked")
 def test_a_reader_that_dies_of_the_signal_is_a_stop(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

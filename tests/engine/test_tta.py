@@ -100,6 +100,7 @@ def test_with_reset_per_clip_the_order_changes_no_score(kind: str, changes: dict
     assert online(run(continual, clips, tmp_path)[0]) != online(run(continual, backwards, tmp_path)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reset", [True, False])
 def test_on_noise_only_the_diagnostic_improves(reset: bool, tmp_path: Path) -> None:
     """Nothing can be learned from noise: the after-update score improves by having seen the clip, online must not."""
