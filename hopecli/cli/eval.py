@@ -36,6 +36,7 @@ class Evaluation:
 
     results: EvalResults
     scores: ClipScores
+    order: list[int]  # of the clips in per_clip.csv
     folder: Path
 
 
@@ -78,6 +79,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     from hopecli.data.split import count_defects
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
     from hopecli.engine.results import EvalResults
+    from hopecli.engine.scores import falling
     from hopecli.engine.skips import Skips
     from hopecli.engine.tta_job import reading, unscored
     from hopecli.models.build import count_parameters
@@ -127,7 +129,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         skips=skips,
     )
     summary = summarise(scores, bootstrap_samples=e.bootstrap_samples, seed=e.seed)
-    worst = scores.array("model").mean(axis=1).argsort()[::-1][: e.num_worst_clips]
+    order = falling(scores.array("model").mean(axis=1)) if e.num_worst_clips else list(range(len(scores.names)))
     results = EvalResults(
         checkpoint=str(trained.checkpoint.path),
         data=str(clips.store.folder),
@@ -147,7 +149,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         action_sensitivity_relative=summary.action_sensitivity_relative,
         ratio_to_copy_last=summary.ratio_to_copy_last,
         seconds=time.perf_counter() - started,
-        worst_clips=[scores.names[i] for i in worst],
+        worst_clips=[scores.names[i] for i in order[: e.num_worst_clips]],
         skipped_clips={**clips.left_out, **clips.skipped, **skips.reasons},
         preset=trained.checkpoint.info.get("preset"),
         step=trained.checkpoint.info.get("step"),
@@ -158,8 +160,9 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         training_seed=trained.trained_under.training.seed,
         read_as=reading(s),
         clips_with_ratio=summary.clips_with_ratio,
+        clips_not_finite=scores.not_finite(),
     )
-    return Evaluation(results, scores, folder)
+    return Evaluation(results, scores, order, folder)
 
 
 def report(evaluation: Evaluation, *, json: bool) -> None:
@@ -174,6 +177,12 @@ def report(evaluation: Evaluation, *, json: bool) -> None:
         if few:
             say(few)
         found = evaluation.results
+        lost = found.clips_not_finite
+        if lost:
+            say(
+                f"warning: an error is not finite (NaN or infinite) on {len(lost)} of {found.clips} clips, the first "
+                f"{lost[0]}: means over them are not known (null in results.json, which lists them)"
+            )
         still = found.clips - (found.clips_with_ratio or 0)
         if still:
             say(
@@ -201,7 +210,7 @@ def write_files(evaluation: Evaluation) -> None:
         copy_first=scores.copy_first,
         target_std=scores.target_std,
         teacher=scores.teacher,
-        worst_first=bool(results.worst_clips),
+        order=evaluation.order,
     )
     with written(folder), alone_in(folder):
         write_json(folder / "results.json", to_tree(results))

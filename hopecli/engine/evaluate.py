@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,6 +172,7 @@ class ScoreSummary:
     resamples: int | None  # fewer than wanted where there are very many clips; None without intervals
 
 
+@np.errstate(invalid="ignore", over="ignore")  # a clip that is not finite makes a mean one, which is said
 def summarise(scores: ClipScores, *, bootstrap_samples: int, seed: int) -> ScoreSummary:
     """Means with paired 95 % bootstrap intervals over clips."""
     weights = bootstrap_weights(len(scores.names), samples=bootstrap_samples, seed=seed)
@@ -187,7 +189,7 @@ def summarise(scores: ClipScores, *, bootstrap_samples: int, seed: int) -> Score
         action_sensitivity=sensitivity,
         action_sensitivity_relative=relative,
         ratio_to_copy_last=float(model / copy_last) if copy_last > 0 else None,
-        clips_with_ratio=sum(min(first) > 0.0 for first in scores.copy_first),
+        clips_with_ratio=sum(0.0 not in first for first in scores.copy_first),
         resamples=None if weights is None else len(weights),
     )
 

@@ -109,7 +109,8 @@ class EvalResults:
 
     seed: the evaluation's own, of the shuffled actions and the bootstrap; training_seed: that of the run. T_teacher:
     loss_teacher covers frames 1..T_teacher. read_as: the data settings that decide what a clip's numbers are.
-    clips_with_ratio: clips behind the rows' relative_per_clip.
+    clips_with_ratio: clips behind the rows' relative_per_clip. clips_not_finite: those of which an error is NaN or
+    infinite, and with it every mean over them.
     """
 
     checkpoint: str
@@ -141,6 +142,7 @@ class EvalResults:
     training_seed: int | None = None
     read_as: dict[str, Any] = field(default_factory=dict)
     clips_with_ratio: int | None = None
+    clips_not_finite: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

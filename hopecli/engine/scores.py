@@ -44,6 +44,14 @@ class ClipScores:
         """l1 of a row [n, H]."""
         return np.asarray(self.l1[row], dtype=np.float64)
 
+    def not_finite(self) -> list[str]:
+        """The clips of which a number is NaN or infinite."""
+        measured = [*self.l1.values(), *self.cosine.values(), self.copy_first, self.target_std]
+        finite = np.isfinite(np.asarray(self.teacher, dtype=np.float64))
+        for values in measured:
+            finite &= np.isfinite(np.asarray(values, dtype=np.float64)).all(axis=1)
+        return [name for name, fine in zip(self.names, finite, strict=True) if not fine]
+
 
 def frame_errors(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """L1 and cosine similarity per clip and frame, each [B, H], of [B, H, N, D]."""
@@ -54,7 +62,7 @@ def frame_errors(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def interval(values: np.ndarray, weights: np.ndarray | None) -> Interval:
     """Mean of values [n] with the 95 % percentile interval over bootstrap `weights` [S, n] (rows sum to 1)."""
     mean = float(values.mean())
-    if weights is None:
+    if weights is None or not np.isfinite(mean):
         return Interval(mean, None, None)
     # Around the mean float32 is exact enough, and a large table of weights need not be converted for every interval.
     # Over few clips a bound may be the value of one of them, such as 0, which must not be rounded past.
@@ -93,7 +101,8 @@ def summarise_row(scores: ClipScores, row: str, weights: np.ndarray | None) -> E
     firsts = np.asarray(scores.copy_first, dtype=np.float64)
     stds = np.asarray(scores.target_std, dtype=np.float64)
     per_horizon, first, std = l1.mean(axis=0), firsts.mean(axis=0), stds.mean(axis=0)
-    relative, to_signal = own_ratios(l1, firsts), own_ratios(l1, stds)
+    relative, has_first = own_ratios(l1, firsts), firsts != 0.0
+    to_signal, has_std = own_ratios(l1, stds), stds != 0.0
     return EvalRow(
         name=row,
         l1=interval(l1.mean(axis=1), weights),
@@ -104,10 +113,14 @@ def summarise_row(scores: ClipScores, row: str, weights: np.ndarray | None) -> E
         cosine_per_horizon=[interval(column, weights) for column in cosine.T],
         error_to_signal=_ratio(per_horizon.mean(), std.mean()),
         error_to_signal_per_horizon=[_ratio(a, b) for a, b in zip(per_horizon, std, strict=True)],
-        relative_per_clip=interval_where_known(relative.mean(axis=1), weights),
-        relative_per_clip_per_horizon=[interval_where_known(column, weights) for column in relative.T],
-        error_to_signal_per_clip=interval_where_known(to_signal.mean(axis=1), weights),
-        error_to_signal_per_clip_per_horizon=[interval_where_known(column, weights) for column in to_signal.T],
+        relative_per_clip=interval_over(has_first.all(axis=1), relative.mean(axis=1), weights),
+        relative_per_clip_per_horizon=[
+            interval_over(has, ratios, weights) for has, ratios in zip(has_first.T, relative.T, strict=True)
+        ],
+        error_to_signal_per_clip=interval_over(has_std.all(axis=1), to_signal.mean(axis=1), weights),
+        error_to_signal_per_clip_per_horizon=[
+            interval_over(has, ratios, weights) for has, ratios in zip(has_std.T, to_signal.T, strict=True)
+        ],
     )
 
 
@@ -116,9 +129,11 @@ def own_ratios(values: np.ndarray, bases: np.ndarray) -> np.ndarray:
     return np.divide(values, bases, out=np.full(values.shape, np.nan), where=bases > 0.0)
 
 
-def interval_where_known(values: np.ndarray, weights: np.ndarray | None) -> Interval | None:
-    """`interval` over the values [n] that are not NaN, with the same resamples; None when all are."""
-    known = ~np.isnan(values)
+def interval_over(known: np.ndarray, values: np.ndarray, weights: np.ndarray | None) -> Interval | None:
+    """`interval` over the values [n] of the clips that are `known` [n], with the same resamples; None without any.
+
+    A known value that is not finite makes the mean one: it must not be passed over as if the clip were not there.
+    """
     if not known.any():
         return None
     if weights is not None and not known.all():
@@ -126,6 +141,11 @@ def interval_where_known(values: np.ndarray, weights: np.ndarray | None) -> Inte
         total = weights.sum(axis=1, keepdims=True)
         weights = None if known.sum() < 2 else (weights / np.where(total > 0.0, total, 1.0))[total[:, 0] > 0.0]
     return interval(values[known], weights)
+
+
+def falling(errors: np.ndarray) -> list[int]:
+    """Indices of errors [n] from the worst on, those that are not finite first; equal ones in their order."""
+    return np.argsort(-np.where(np.isfinite(errors), errors, np.inf), kind="stable").tolist()
 
 
 def _ratio(value: float, base: float) -> float | None:

@@ -14,14 +14,14 @@ def per_clip_rows(
     copy_first: Sequence[Sequence[float]],
     target_std: Sequence[Sequence[float]],
     teacher: Sequence[float],
-    worst_first: bool,
+    order: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Columns: clip, l1 of each row (mean over horizons), relative (l1 / copy-first l1, mean over horizons), cosine,
     teacher_l1, then the model's l1, relative, cosine and error_to_signal per horizon (l1_h1, ...; empty where the base
-    is 0). In the clips' order, or by falling model error."""
+    is 0). `order`: places of the clips in `names`."""
     rows = []
-    for i, name in enumerate(names):
-        row: dict[str, Any] = {"clip": name, "l1": _mean(l1["model"][i])}
+    for i in order:
+        row: dict[str, Any] = {"clip": names[i], "l1": _mean(l1["model"][i])}
         row |= {f"l1_{key}": _mean(values[i]) for key, values in l1.items() if key != "model"}
         own = l1["model"][i]
         relative = _ratios(own, copy_first[i])
@@ -36,7 +36,7 @@ def per_clip_rows(
         ):
             row |= {f"{column}_h{h}": value for h, value in enumerate(values, start=1)}
         rows.append(row)
-    return sorted(rows, key=lambda row: -row["l1"]) if worst_first else rows
+    return rows
 
 
 def _ratios(values: Sequence[float], bases: Sequence[float]) -> list[float | None]:

@@ -3,10 +3,13 @@ of the command."""
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hopecli.config.schema import PhysicsSettings
@@ -100,3 +103,33 @@ def test_the_files_of_one_evaluation_stay_together(run: Path, monkeypatch: pytes
     monkeypatch.setattr(files, "write_text", write_text)
     written(run, "eval", "together")
     assert held == ["results.json", "per_clip.csv"]
+
+
+def test_a_clip_without_a_finite_error_is_not_passed_over(run: Path) -> None:
+    """Whose features overflow in the normalised space: means and ratios over it are unknown, and it is the worst."""
+    folder = run.parents[2]
+    shutil.copytree(folder / "ice", folder / "huge")
+    names = sorted(path.name for path in (folder / "huge").iterdir() if path.is_dir())
+    features = folder / "huge" / names[1] / "feature_maps/vjepa2_vitl16.npy"
+    values = np.load(features).astype(np.float32)
+    values[-2:] = np.sign(values[-2:]) * np.float32(3e38)
+    np.save(features, values)
+    command = ["eval", "--ckpt", str(run), "--device", "cpu", "--data-dir", "huge", "evaluation.num_worst_clips=3"]
+    outcome = hope(command, folder)
+    assert outcome.code == 0, outcome.err
+    assert f"warning: an error is not finite (NaN or infinite) on 1 of 3 clips, the first {names[1]}" in outcome.err
+    assert "RuntimeWarning" not in outcome.err
+    (file,) = run.glob("eval/*huge*/results.json")
+    results = json.loads(file.read_text())
+    assert results["clips_not_finite"] == results["worst_clips"][:1] == [names[1]]
+    assert results["clips_with_ratio"] == 3
+    for row in results["rows"]:
+        means = (row["l1"], row["relative_per_clip"], row["error_to_signal_per_clip"])
+        assert [mean["mean"] for mean in means] == [None] * 3, row["name"]
+        assert row["l1_per_horizon"][0]["mean"] is not None  # frames before it
+        assert row["relative_per_clip_per_horizon"][0]["mean"] is not None
+    with open(file.parent / "per_clip.csv", newline="", encoding="utf-8") as opened:
+        lines = list(csv.DictReader(opened))
+    assert [line["clip"] for line in lines] == results["worst_clips"]
+    assert lines[0]["l1"] == lines[0]["l1_h7"] == ""
+    assert float(lines[1]["l1"]) >= float(lines[2]["l1"])

@@ -18,7 +18,7 @@ from hopecli.engine.scores import (
     bootstrap_weights,
     frame_errors,
     interval,
-    interval_where_known,
+    interval_over,
     summarise_row,
     target_spread,
 )
@@ -151,13 +151,12 @@ def test_ratios_of_each_clip_are_averaged_with_an_interval() -> None:
 
 def test_a_clip_where_nothing_moves_has_no_ratio_of_its_own() -> None:
     weights = bootstrap_weights(3, samples=500, seed=0)
-    found = interval_where_known(np.array([2.0, np.nan, 4.0]), weights)
+    values = np.array([2.0, np.nan, 4.0])
+    found = interval_over(np.array([True, False, True]), values, weights)
     assert found is not None
     assert (found.mean, found.low, found.high) == pytest.approx((3.0, 2.0, 4.0), rel=1e-6)  # weights are float32
-    alone = interval_where_known(np.array([2.0, np.nan, np.nan]), weights)
-    assert alone is not None
-    assert (alone.mean, alone.low, alone.high) == (2.0, None, None)
-    assert interval_where_known(np.full(3, np.nan), weights) is None
+    assert interval_over(np.array([True, False, False]), values, weights) == Interval(2.0, None, None)
+    assert interval_over(np.zeros(3, bool), values, weights) is None
 
 
 def test_ratios_to_nothing_are_absent_not_zero() -> None:

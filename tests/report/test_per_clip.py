@@ -9,7 +9,7 @@ import pytest
 from hopecli.report.per_clip import per_clip_rows
 
 
-def rows(*, worst_first: bool = False) -> list[dict[str, Any]]:
+def rows(*, order: tuple[int, int] = (0, 1)) -> list[dict[str, Any]]:
     """Two clips, two horizons; every number is another one. All are halves and quarters, so sums are exact."""
     return per_clip_rows(
         names=["clip_00001", "clip_00002"],
@@ -18,7 +18,7 @@ def rows(*, worst_first: bool = False) -> list[dict[str, Any]]:
         copy_first=[[2.0, 10.0], [1.0, 3.0]],
         target_std=[[4.0, 1.0], [0.5, 2.0]],
         teacher=[0.125, 0.375],
-        worst_first=worst_first,
+        order=order,
     )
 
 
@@ -45,8 +45,8 @@ def test_a_column(column: str, expected: list[Any]) -> None:
     assert [row[column] for row in rows()] == expected
 
 
-def test_worst_first() -> None:
-    assert [(row["clip"], row["teacher_l1"]) for row in rows(worst_first=True)] == [
+def test_in_another_order() -> None:
+    assert [(row["clip"], row["teacher_l1"]) for row in rows(order=(1, 0))] == [
         ("clip_00002", 0.375),
         ("clip_00001", 0.125),
     ]
@@ -60,7 +60,7 @@ def test_relative_to_nothing_is_absent() -> None:
         copy_first=[[0.0, 2.0]],
         target_std=[[0.0, 4.0]],
         teacher=[0.1],
-        worst_first=False,
+        order=[0],
     )
     assert (row["relative_h1"], row["relative_h2"]) == (None, 1.5)
     assert (row["error_to_signal_h1"], row["error_to_signal_h2"]) == (None, 0.75)
