@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -51,8 +50,10 @@ def complete_presets(incomplete: str) -> list[str]:
 
 
 def override(key: str, value: Any) -> str:
-    """KEY=VALUE with the value as YAML (JSON is YAML)."""
-    return f"{key}={json.dumps(value)}"
+    """KEY=VALUE with the value as YAML."""
+    from hopecli.config.yaml_text import inline_yaml
+
+    return f"{key}={inline_yaml(value)}"
 
 
 def expanded(path: str, where: str) -> Path:

@@ -124,7 +124,7 @@ def report(machine: Machine, bench: Bench | None, *, json: bool) -> None:
     """The benchmark below the machine; both as one object with --json."""
     from hopecli.engine.results import to_tree
     from hopecli.report.console import show
-    from hopecli.report.hardware import bench_tables
+    from hopecli.report.hardware import bench_command, bench_tables
 
     tree = {**to_tree(machine), "bench": None if bench is None else to_tree(bench)}
-    show(tree, lambda _: [] if bench is None else bench_tables(bench), json=json)
+    show(tree, lambda _: [] if bench is None else [*bench_tables(bench), bench_command(bench)], json=json)

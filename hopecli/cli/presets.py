@@ -30,7 +30,9 @@ def presets_command(
 
     if name is None:
         if diff is not None:
-            fix = f"give the other preset too: hope presets NAME --diff {diff}"
+            from hopecli.engine.shell import command_line
+
+            fix = f"give the other preset too: hope presets NAME {command_line(['--diff', diff])}"
             raise SettingsError("needs two presets", where="--diff", value=diff, fix=fix)
         found: dict[str, str] = {}
         for preset, path in list_presets().items():

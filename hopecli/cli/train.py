@@ -130,12 +130,13 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
         if preset is None:
             from hopecli.config.files import list_presets
             from hopecli.config.keys import closest
+            from hopecli.engine.shell import command_line
 
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
             stray = next((text for text in overrides if "=" not in text), "")
             meant = stray if os.path.isfile(stray) else closest(stray, list_presets(), 0.7)
             if meant:
-                fix = f"did you mean --preset {meant}?"
+                fix = f"did you mean {command_line(['--preset', meant])}?"
             raise SettingsError("no preset is given", where="hope train", fix=fix)
         resolved = load_preset(preset, overrides)
         asked, kind = overridden(overrides), resolved.settings.model.kind

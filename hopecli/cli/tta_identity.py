@@ -39,7 +39,7 @@ def identity(
         "device": runtime.choice.device,
         "precision": runtime.choice.precision,
         "checkpoint": trained.checkpoint.digest,
-        "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode()),
+        "clips": _hash("\n".join([str(chosen.store.folder.resolve()), *chosen.names]).encode(errors="surrogateescape")),
         "clips' content": _hash("\n".join(marks[name] for name in chosen.names).encode()),
         "source clips' content": "" if source is None else _hash("\n".join(source_marks.values()).encode()),
         "baselines": ",".join(sorted(baselines)),

@@ -132,3 +132,8 @@ def dump_yaml(value: Any, *, flow: bool = False) -> str:
     """YAML text that `parse_yaml` reads back as the same value; `flow` writes it on one line."""
     width = 10_000 if flow else 120
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
+
+
+def inline_yaml(value: Any) -> str:
+    """A value on one line, as it stands behind the = of an override."""
+    return dump_yaml([value], flow=True).strip()[1:-1]

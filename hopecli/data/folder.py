@@ -10,7 +10,7 @@ from pathlib import Path
 from hopecli.config.schema import DataSettings
 from hopecli.errors import DataError, accessed, is_dir
 
-CLIP_NAME = re.compile(r"clip_(\d+)$")
+CLIP_NAME = re.compile(r"clip_([0-9]+)\Z")
 EXPECTED_TREE = (
     "expected DIR/clip_00001/feature_maps/<feature_map>.npy [T*N, D] and "
     "DIR/clip_00001/actions_states/actions.npy [T_original, A]"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import json
 import math
 import os
+import re
+import shlex
 import stat
 import threading
 import warnings
@@ -19,6 +22,7 @@ import numpy as np
 from hopecli.errors import CHECK_ACCESS, DataError
 
 _LONGEST_HEADER = 1 << 16
+_YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off"}  # that are no text there
 _one_at_a_time = threading.Lock()  # filters of warnings belong to the process, clips are read by several threads
 
 
@@ -51,6 +55,13 @@ def _parse(head: bytes) -> ArrayHeader:
     return ArrayHeader(shape, dtype, fortran_order, file.tell())
 
 
+def _set_feature_map(name: str) -> str:
+    """The override that names it, as it is typed: quoted for YAML and the shell where it is no plain word."""
+    if re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII) and name.lower() not in _YAML_WORDS:
+        return f"data.feature_map={name}"
+    return shlex.quote(f"data.feature_map={json.dumps(name, ensure_ascii=False)}")
+
+
 def read_header(path: Path, *, clip: str) -> ArrayHeader:
     """The header of a .npy file, checked against the file's size; ClipProblem when it cannot be used."""
     name = path.name
@@ -74,7 +85,7 @@ def read_header(path: Path, *, clip: str) -> ArrayHeader:
             if path.is_symlink():
                 code, message = "unreadable", f"{name} is a link that leads nowhere"
         others = feature_maps(path.parent) if code == "missing_features" else []
-        fix = f"set data.feature_map={others[0]}" if others else "add the file or leave the clip out"
+        fix = f"set {_set_feature_map(others[0])}" if others else "add the file or leave the clip out"
         raise ClipProblem(code, message, clip=clip, value="; ".join(others) or None, fix=fix) from error
     except OSError as error:
         message = f"{name} cannot be read: {error.strerror or error}"

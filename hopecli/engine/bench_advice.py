@@ -75,7 +75,7 @@ def _workers(settings: Settings, e: Evidence) -> tuple[list[str], list[str]]:
         return [], []
     rates = f"the loader gives {loader:.1f} clips/s, training takes {training:.1f}"
     if loader >= training:
-        return [], [f"{workers} loader processes are enough: {rates}"]
+        return [], [f"{min(workers, e.cores)} loader processes are enough: {rates}"]
     if workers < e.cores:
         return [f"data.workers={e.cores}"], [f"more loader processes: {rates}"]
     return [], [f"reading is the limit: {rates}; a faster disk or float16 features would help"]

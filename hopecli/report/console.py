@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord
 from hopecli.errors import THEN_RESUME, is_first, printable, written
@@ -49,7 +50,7 @@ def show(result: Any, tables: Callable[[Any], Iterable[RenderableType]], *, json
         return
     console = make_console(stderr=False)
     for table in tables(result):
-        console.print(table)
+        console.print(table, soft_wrap=isinstance(table, Text) and table.no_wrap is True)
 
 
 def say(text: str) -> None:

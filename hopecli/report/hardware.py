@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hopecli.engine.results import Bench, Timing
+from hopecli.errors import printable
 from hopecli.hardware import Machine
 from hopecli.report.console import counted
 from hopecli.report.tables import pairs_table, plain_table
@@ -109,8 +111,13 @@ def bench_tables(bench: Bench) -> list[Table]:
             [_timing_row(timing) for timing in bench.timings],
         ),
         pairs_table("", _more(bench)),
-        pairs_table("Recommended", _advice(bench)),
+        pairs_table("Recommended", {f"{i}.": reason for i, reason in enumerate(bench.reasons, start=1)}),
     ]
+
+
+def bench_command(bench: Bench) -> Text:
+    """The recommended command, never broken over lines: it is to be pasted."""
+    return Text(printable(bench.command), no_wrap=True)
 
 
 def _timing_row(t: Timing) -> list[str]:
@@ -137,11 +144,6 @@ def _more(bench: Bench) -> Mapping[str, Any]:
         "largest batch": largest,
         "measured in": f"{bench.seconds:.0f} s",
     }
-
-
-def _advice(bench: Bench) -> Mapping[str, str]:
-    reasons = {f"{i}.": reason for i, reason in enumerate(bench.reasons, start=1)}
-    return {**reasons, "command": bench.command}
 
 
 def _gib(count: float | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,7 +131,7 @@ def _preset_row(fit: PresetFit) -> list[str]:
     split = "-"
     if fit.train_clips is not None and fit.held_out_ids is not None:
         split = f"{fit.train_clips} train, {fit.held_out_clips} held out (ids {_range(fit.held_out_ids)})"
-    needs = fit.problem or " ".join(fit.overrides)
+    needs = fit.problem or shlex.join(fit.overrides)
     return [fit.name, "yes" if fit.fits else "no", needs or "none", split]
 
 

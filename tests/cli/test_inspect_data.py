@@ -201,7 +201,7 @@ def test_a_disk_that_fails_is_a_finding(folder: Path, monkeypatch: pytest.Monkey
     found = inspect(folder, "clips", code=3)
     assert [(f["code"], f["clips"]) for f in found["findings"]] == [("unreadable", ["clip_00004"])]
     assert found["usable"] == 19
-    assert 'data.on_error="skip"' in next(fit["overrides"] for fit in found["presets"] if fit["name"] == "quickstart")
+    assert "data.on_error=skip" in next(fit["overrides"] for fit in found["presets"] if fit["name"] == "quickstart")
 
 
 def test_a_grid_that_is_no_square_is_said_alike_in_training(tmp_path: Path) -> None:

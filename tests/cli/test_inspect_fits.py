@@ -59,7 +59,7 @@ def test_each_preset_is_fitted_to_the_clips_that_are_long_enough_for_it(argument
     assert (found["tiny"]["fits"], found["tiny"]["overrides"]) == (True, [])
     for name, expected in (("tiny", [12, 1]), ("short", [11, 1]), ("long", [7, 1])):
         fit = found[name]
-        assert fit["overrides"] == ([] if name == "tiny" else ['data.on_short="skip"'])
+        assert fit["overrides"] == ([] if name == "tiny" else ["data.on_short=skip"])
         assert [fit["train_clips"], fit["held_out_clips"]] == expected == trained(tmp_path, fit), name
 
 
@@ -80,7 +80,7 @@ def test_clips_without_usable_extrinsics_are_left_out_for_a_preset_that_has_them
     found = fits(tmp_path)
     assert found["blind"]["fits"]
     fit = found["seeing"]
-    assert fit["overrides"] == ['data.on_error="skip"', "data.max_skipped=0.167"]
+    assert fit["overrides"] == ["data.on_error=skip", "data.max_skipped=0.167"]
     assert [fit["train_clips"], fit["held_out_clips"]] == [4, 1] == trained(tmp_path, fit)
     refused = hope(["train", "--preset", "seeing", "--data-dir", "clips", "--wandb", "disabled"], tmp_path)
     assert refused.code == 3
@@ -96,8 +96,8 @@ def test_short_clips_that_have_another_defect(defect: str, tmp_path: Path) -> No
     rows = np.ones((3, ACTION_DIM)) if defect == "rows" else np.full((10, ACTION_DIM), np.nan)
     np.save(tmp_path / "clips/clip_00010/actions_states/actions.npy", rows.astype(np.float32))
     found = fits(tmp_path)
-    assert found["usual"]["overrides"] == ['data.on_short="skip"']
-    assert found["short"]["overrides"] == ['data.on_error="skip"', "data.max_skipped=0.084"]
+    assert found["usual"]["overrides"] == ["data.on_short=skip"]
+    assert found["short"]["overrides"] == ["data.on_error=skip", "data.max_skipped=0.084"]
     for name, expected in (("usual", [9, 1]), ("short", [10, 1])):
         assert [found[name]["train_clips"], found[name]["held_out_clips"]] == expected == trained(tmp_path, found[name])
 
@@ -120,7 +120,7 @@ def test_a_clip_of_one_frame_whose_actions_are_not_finite(tmp_path: Path) -> Non
     preset(tmp_path, "usual")
     file = tmp_path / "clips/clip_00005/actions_states/actions.npy"
     np.save(file, np.full((2, ACTION_DIM), np.nan, np.float32))
-    assert fits(tmp_path)["usual"]["overrides"] == ['data.on_short="skip"']
+    assert fits(tmp_path)["usual"]["overrides"] == ["data.on_short=skip"]
 
 
 @pytest.mark.slow

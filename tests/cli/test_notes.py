@@ -90,7 +90,7 @@ def test_the_overrides_that_inspect_data_prints_are_enough(tmp_path: Path) -> No
     np.save(feature_file(tmp_path / "clips", "clip_00015"), broken)
     survey = json.loads(hope(["inspect-data", "clips", "--deep", "--json"], tmp_path).out)
     (fit,) = (fit for fit in survey["presets"] if fit["name"] == "quickstart")
-    assert {'data.on_short="skip"', 'data.on_error="skip"', "data.max_skipped=0.096"} <= set(fit["overrides"])
+    assert {"data.on_short=skip", "data.on_error=skip", "data.max_skipped=0.096"} <= set(fit["overrides"])
     small = ["model.width=16", "model.depth=1", "model.num_heads=2", "training.epochs=1"]
     command = ["train", "--preset", "quickstart", "--device", "cpu", "data.source=folder", "--data-dir", "clips"]
     line = " ".join(fit["overrides"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hopecli.config.load import load_preset
+from hopecli.config.yaml_text import parse_yaml
 from tests.cli.runner import ROOT, TINY, hope, one_line
 from tests.cli.test_system import in_shell
 
@@ -80,6 +81,13 @@ def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     (log,) = (tmp_path / odd / "runs" / odd).glob("*/train.log")
     assert f"run directory: odd\\udcff/runs/odd\\udcff/{log.parent.name}" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["c😀", "é, #1: 'two' \"𠮷\"", "null", "12"])
+def test_a_data_folder_with_unusual_characters(name: str, tmp_path: Path) -> None:
+    outcome = hope(["train", "-p", "quickstart", "--data-dir", name, "--print-config"], tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert parse_yaml(outcome.out, "config")["data"]["data_dir"] == f"{tmp_path}/{name}"
 
 
 def test_a_data_folder_that_is_not_utf8(tmp_path: Path) -> None:

@@ -173,3 +173,8 @@ def test_replaced_results_leave_no_weights_of_other_settings(run: Path) -> None:
     assert said in outcome.err.splitlines()
     assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["protocol"]["adapt"] == "none"
     assert sorted(path.name for path in folder.iterdir()) == ["eval", "per_clip.csv", "results.json", "stream.png"]
+
+
+def test_a_folder_that_is_not_utf8(run: Path) -> None:
+    shutil.copytree(run.parents[2] / "ice", run.parents[2] / "odd\udcff")
+    assert result(run, "tta", run, "--data-dir", "odd\udcff", *FAST)["clips"] == 3

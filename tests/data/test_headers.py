@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hopecli.config.load import load_preset
 from hopecli.data.headers import ClipProblem, read_array, read_header, read_pieces
 
 
@@ -33,6 +35,15 @@ def test_the_first_of_other_feature_maps_is_offered(tmp_path: Path) -> None:
     with pytest.raises(ClipProblem, match=r"a; b; c.*Set data\.feature_map=a$") as raised:
         read_header(tmp_path / "vjepa2_vitl16.npy", clip="clip_00001")
     assert raised.value.code == "missing_features"
+
+
+@pytest.mark.parametrize("name", ["my map", "123", "1e5", "null", "it's", "[x]", "𠮷"])
+def test_another_feature_map_is_offered_as_it_is_typed(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / f"{name}.npy", np.zeros(3))
+    with pytest.raises(ClipProblem) as raised:
+        read_header(tmp_path / "vjepa2_vitl16.npy", clip="clip_00001")
+    (typed,) = shlex.split(str(raised.value).partition(". Set ")[2])
+    assert load_preset("quickstart", ["data.source=folder", typed]).settings.data.feature_map == name
 
 
 def test_a_header_written_by_python_2_is_read_without_a_warning(tmp_path: Path) -> None:

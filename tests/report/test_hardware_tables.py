@@ -17,7 +17,8 @@ from hopecli.hardware import (
     PredictorTrial,
     Surroundings,
 )
-from hopecli.report.hardware import bench_tables, machine_tables
+from hopecli.report.console import show
+from hopecli.report.hardware import bench_command, bench_tables, machine_tables
 from tests.report.examples import cells, pairs, title
 
 GIB = 2**30
@@ -189,7 +190,13 @@ def test_bench() -> None:
         "largest batch": "270 clips estimated, 256 tried and ran (70.00 GiB free)",
         "measured in": "65 s",
     }
-    assert pairs(advice) == {"1.": "because", "2.": "and because", "command": "hope train --preset p"}
+    assert pairs(advice) == {"1.": "because", "2.": "and because"}
+
+
+def test_the_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"hope train --preset p {' '.join(f'model.key{i}={i}' for i in range(40))}"
+    show(None, lambda _: [bench_command(replace(BENCH, command=command))], json=False)
+    assert capsys.readouterr().out == f"{command}\n"
 
 
 def test_bench_without_what_was_not_measured() -> None:
