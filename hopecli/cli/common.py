@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hopecli.errors import SettingsError, is_dir, written
+from hopecli.errors import DeviceError, SettingsError, is_dir, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings, TrainingSettings
@@ -123,8 +123,13 @@ def runs_folder(settings: Settings | None = None) -> Path:
     return expanded(os.environ.get("HOPE_RUNS_DIR") or "runs", "HOPE_RUNS_DIR")
 
 
-def start_runtime(training: TrainingSettings, precision: str, device: str | None = None) -> Runtime:
-    """Resolve device (None: training's) and precision, show the banner on the main process, start the Accelerator."""
+def start_runtime(
+    training: TrainingSettings, precision: str, device: str | None = None, *, resumed: bool = False
+) -> Runtime:
+    """Resolve device (None: training's) and precision, show the banner on the main process, start the Accelerator.
+
+    resumed: the precision is that of a run which goes on, and stays.
+    """
     check_launch()
     import torch
 
@@ -132,7 +137,13 @@ def start_runtime(training: TrainingSettings, precision: str, device: str | None
     from hopecli.hardware import probe, resolve
     from hopecli.report.console import hardware_banner, say
 
-    choice = resolve(device or training.device, precision, probe())
+    try:
+        choice = resolve(device or training.device, precision, probe())
+    except DeviceError as error:
+        if not resumed or error.where != "--precision":
+            raise
+        fix = "go on with the run on a device that has it, or start a new run"
+        raise DeviceError(error.what, where="training.precision", value=error.value, fix=fix) from error
     limit_threads(training, choice)
     runtime = start(choice)
     if runtime.is_main:

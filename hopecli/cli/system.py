@@ -52,7 +52,8 @@ def explained(error: Exception) -> HopeError | None:
         return DeviceError(
             "not enough memory",
             value=text.rpartition("DefaultCPUAllocator: ")[2][:200] or None,
-            fix="take a smaller batch_size, model or grid, a larger training.accumulate, bf16 precision, or "
+            fix="take a smaller batch (training: data.batch_size, or a larger training.accumulate; hope eval: "
+            "evaluation.batch_size) or bf16 precision, or train a smaller model or one with "
             "model.activation_checkpointing=true",
         )
     if isinstance(error, OSError) and error.filename is None and _stdout_fails():

@@ -95,7 +95,7 @@ def train_command(
             typer.echo(dumps(to_tree(resolved)) + "\n" if json else to_yaml(resolved), nl=False)
         return
     settings = request.resolved.settings
-    runtime = start_runtime(settings.training, settings.training.precision)
+    runtime = start_runtime(settings.training, settings.training.precision, resumed=resume is not None)
     require_right_numbers(settings.model.kind, runtime, learning=True)
     say_notes(settings, runtime)
     if dry_run:

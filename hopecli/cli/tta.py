@@ -210,9 +210,10 @@ def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Calla
         say(f"note: without effect: {', '.join(f'{key} ({why})' for key, why in idle.items())}")
     usual = s.evaluation.context_frames or s.objective.context_frames
     if a.context_frames != usual and "adaptation.context_frames" not in request.asked:
+        shorter = " adaptation.T_rollout=null" if (a.T_rollout or 0) + usual > frames else ""
         say(
             f"note: clips are scored from {counted(a.context_frames, 'true frame')} on, by hope eval from {usual} "
-            f"(adaptation.context_frames={usual})"
+            f"(adaptation.context_frames={usual}{shorter})"
         )
     if a.reset_per_clip and a.mode == "full_rollout" and a.adapt != "none":
         say(

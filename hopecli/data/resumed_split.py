@@ -29,7 +29,9 @@ def resumed_split(
     sides = dict.fromkeys((*before.train, *before.held_out))
     left_out = {name: reason for name, reason in before.skipped.items() if name not in sides}
     present = [name for name in store.select().values() if name not in left_out]
-    usable, problems = usable_clips(store, among=present, progress=stage("checking clips"), any_share=True)
+    usable, problems = usable_clips(
+        store, among=present, progress=stage("checking clips"), any_share=True, of_run=sides
+    )
     here = set(usable.values())
     lost = {name: problems.get(name, "missing: not in the folder") for name in sides if name not in here}
     marking = stage("fingerprints of training clips")
@@ -61,7 +63,7 @@ def resumed_split(
     check_skipped(count_defects(left_out) + len(to_skip), total, store.settings.max_skipped, str(store.folder))
     for side in (before.train, before.held_out):
         if all(name in to_skip for name in side):
-            raise too_few(store, len(sides) - len(to_skip))
+            raise too_few(store, len(sides) - len(to_skip), "put clips of the run back that have gone or changed")
     return split, to_skip
 
 

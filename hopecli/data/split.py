@@ -17,6 +17,7 @@ from hopecli.data.store import ClipStore
 from hopecli.errors import CheckpointError, DataError, accessed
 
 _SHORT = "too_few_frames"
+_FIT_OTHER_SETTINGS = ("missing_features", "feature_width", "grid", "not_divisible", "actions_shape")
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,14 @@ def usable_clips(
     progress: Progress | None = None,
     *,
     any_share: bool = False,
+    of_run: Collection[str] = (),
 ) -> tuple[dict[int, str], dict[str, str]]:
     """Selected clips (those `among` the names, if given) whose headers pass the checks, and the reason for each one
     left out.
 
     data.on_short and data.on_error say whether a clip that does not fit is an error; more than data.max_skipped
-    (short ones not counted) is an error too, unless `any_share`.
+    (short ones not counted) is an error too, unless `any_share`. of_run: clips that a run has used; one that has become
+    short since is damaged, so that data.on_error="skip" leaves it out too.
     """
     s = store.settings
     wanted = None if among is None else set(among)
@@ -142,19 +145,30 @@ def usable_clips(
         if problem is None:
             usable[number] = name
             continue
-        if (s.on_short if problem.code == _SHORT else s.on_error) == "error":
+        short, damaged = problem.code == _SHORT, problem.code != _SHORT or name in of_run
+        if not ((short and s.on_short == "skip") or (damaged and s.on_error == "skip")):
             problems.append(problem)
         skipped[name] = reason_of(problem)
     if problems:
         first = problems[0]
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
-        fix = (first.fix or "fix the clip") + more
+        fix = _mend(first, of_run=first.clip in of_run, odd=len(problems) < len(usable)) + more
         raise DataError(first.what, where=str(store.folder / first.clip), value=first.value, fix=fix)
     if not any_share:
         check_skipped(count_defects(skipped), len(chosen), s.max_skipped, str(store.folder))
     if not usable:
         raise DataError("no usable clip is left", where=str(store.folder), value=_why_none(skipped))
     return usable, skipped
+
+
+def _mend(problem: ClipProblem, *, of_run: bool, odd: bool) -> str:
+    """What to do about a clip that does not fit: not to change the settings that a run goes on with, nor those that
+    most of the other clips fit (`odd`)."""
+    if of_run and problem.code in (_SHORT, *_FIT_OTHER_SETTINGS):
+        return "put it back as it was, or leave it out with data.on_error=skip and data.max_skipped"
+    if odd and problem.code in _FIT_OTHER_SETTINGS:
+        return "mend it, or leave it out with data.on_error=skip and data.max_skipped"
+    return problem.fix or "fix the clip"
 
 
 def _why_none(skipped: Mapping[str, str]) -> str:
@@ -171,11 +185,12 @@ def count_defects(skipped: Mapping[str, str]) -> int:
 def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:
     """DataError when more than `allowed` (a share) of `total` clips were left out for a defect."""
     if total and bad / total > allowed:  # as the share is printed; 0.29 * 100 is less than 29
+        raised = " or raise data.max_skipped" if bad < total else ""
         raise DataError(
             f"{bad} of {total} clips cannot be used, more than data.max_skipped allows",
             where=where,
             value=allowed,
-            fix="run `hope inspect-data` on the folder, repair it or raise data.max_skipped",
+            fix=f"run `hope inspect-data --deep` on the folder, repair it{raised}",
         )
 
 
@@ -208,13 +223,13 @@ def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | Non
     return Split(tuple(marks), tuple(usable[i] for i in held_out), skipped, marks)
 
 
-def too_few(store: ClipStore, usable: int) -> DataError:
+def too_few(store: ClipStore, usable: int, fix: str | None = None) -> DataError:
     """The error of a folder with so few usable clips that a side of the split is empty."""
     return DataError(
         "training needs at least 2 clips, one of them held out",
         where=str(store.folder),
         value=f"{usable} usable",
-        fix="add clips or widen data.clip_start and data.clip_end",
+        fix=fix or "add clips or widen data.clip_start and data.clip_end",
     )
 
 

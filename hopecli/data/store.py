@@ -204,12 +204,13 @@ class ClipStore:
                 f"{shape[0]} feature rows are not a multiple of N = {patches} patches",
                 clip=name,
                 value=list(shape),
-                fix="set data.grid to the encoder's grid",
+                fix="give clips of that grid, or train a model with data.grid of the encoder",
             )
         found = (s.grid, s.grid) if len(shape) == 2 else shape[1:-1]
         wanted = {(patches,), (s.grid, s.grid)}
         if found not in wanted:
-            meant, fix = f"data.grid = {s.grid} means {patches}", "set data.grid to the encoder's grid"
+            meant = f"data.grid = {s.grid} means {patches}"
+            fix = f"give clips of that grid, or train a model with data.grid={math.isqrt(math.prod(found))}"
             if not _is_square(found):  # no value of data.grid fits
                 meant, fix = "predictors need a square grid (gh = gw)", "encode square frames"
             what = f"features have {'x'.join(map(str, found))} patches, but {meant}"
@@ -241,11 +242,14 @@ class ClipStore:
         if len(shape) == 2 and shape[1] == width and shape[0] in accepted:
             return
         shapes = " or ".join(f"[{rows}, {width}]" for rows in sorted(set(accepted)))
+        fix = "see data.action_alignment" if what == "actions" else "check the file"
+        if what == "actions" and len(shape) == 2 and shape[1] != width:
+            fix = f"give clips with actions of that width, or train a model with data.action_dim={shape[1]}"
         raise ClipProblem(
             f"{what}_shape",
             f"{what} have shape {list(shape)}; {asked_by} accepts {shapes}",
             clip=name,
-            fix="see data.action_alignment and data.action_dim" if what == "actions" else "check the file",
+            fix=fix,
         )
 
 

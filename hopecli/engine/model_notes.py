@@ -50,7 +50,8 @@ def unlearned_frames_note(settings: Settings) -> str | None:
     learned = 2 + max(max(phase) for phase in learned_frames(o))  # the frame it is predicted from, and its target
     if learned >= frames:
         return None
+    context = max(o.context_frames, *(phase.context_frames or 0 for phase in o.curriculum), 0)
     return (
         f"note: clips are read with {frames} frames, of which training learns from the first {learned} only: to learn "
-        f"from all set objective.T_teacher={frames - 1} and objective.T_rollout={frames - o.context_frames}"
+        f"from all set objective.T_teacher={frames - 1} and objective.T_rollout={frames - context}"
     )

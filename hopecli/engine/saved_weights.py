@@ -21,7 +21,7 @@ from hopecli.engine.saved_state import misfit, too_deep
 from hopecli.errors import CheckpointError, accessed, exists, is_file
 
 WEIGHTS = "model.safetensors"
-OTHER_CHECKPOINT = "use another checkpoint of the run: a folder RUN/checkpoints/epoch_*"
+OTHER_CHECKPOINT = "use another checkpoint of the run (RUN/checkpoints/epoch_*, where it has any) or another copy"
 _INFO = {"preset": str, "step": int, "epoch": int, "split": str, "tta": dict[str, Any]}
 _RUN_FILES = ("split.json", "environment.json")  # beside the config.yaml of a run directory
 _EPOCH = re.compile(r"epoch_[0-9]{4,}")

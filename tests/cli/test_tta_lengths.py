@@ -117,6 +117,10 @@ def test_another_context_than_in_training_is_said(run: Path, tmp_path: Path) -> 
     note = "note: clips are scored from 1 true frame on, by hope eval from 3 (adaptation.context_frames=3)"
     for made, changes, said in ((from_three, [], 1), (from_three, ["adaptation.context_frames=1"], 0), (run, [], 0)):
         assert ran(made, "tta", "adaptation.steps=1", "--name", "context", *changes).err.count(note) == said
+    fixed = ["adaptation.steps=1", "adaptation.T_rollout=7", "--name", "fixed"]
+    advice = "(adaptation.context_frames=3 adaptation.T_rollout=null)"
+    assert advice in ran(from_three, "tta", *fixed).err
+    assert advice not in ran(from_three, "tta", *fixed, *advice.strip("()").split()).err
 
 
 def test_teacher_forcing_covers_what_the_rollout_covers(run: Path) -> None:

@@ -90,8 +90,10 @@ def test_a_clip_that_has_become_short_is_left_out(folder: Path) -> None:
     split, to_skip = resumed_split(store(folder, on_short="skip"), before)
     assert (NAMES[6] in split.train, to_skip) == (False, {})
     assert split.skipped[NAMES[6]].startswith("too_few_frames: ")
-    with pytest.raises(DataError, match=r"clip_00006.*2 encoded frames"):
+    with pytest.raises(DataError, match=r"clip_00006.*2 encoded frames.*Put it back.*data\.on_error=skip"):
         resumed_split(store(folder), before)
+    split, to_skip = resumed_split(store(folder, **SKIP), before)  # as any other damage
+    assert (split.train, list(to_skip)) == (before.train, [NAMES[6]])
 
 
 def test_new_clips_train(folder: Path) -> None:
@@ -139,5 +141,5 @@ def test_a_side_without_any_clip_is_an_error(side: range, folder: Path) -> None:
     before = start(folder)
     for number in side:
         feature_file(folder, NAMES[number]).write_bytes(b"")
-    with pytest.raises(DataError, match="at least 2 clips"):
+    with pytest.raises(DataError, match=r"at least 2 clips.*Put clips of the run back"):
         resumed_split(store(folder, on_error="skip", max_skipped=0.9), before)

@@ -161,7 +161,7 @@ def test_action_rows_that_fit_no_rule(alignment: str, rows: int, accepted: str, 
             "2 encoded frames (8 feature rows / 4 patches, data.grid = 2), fewer than data.num_timesteps = 3. Set",
         ),
         (make_features(0, frames=5)[..., :3], "feature_width", "width 3, but data.embed_dim = 4 (got [5, 4, 3])"),
-        (make_features(0)[:, :1], "grid", "1 patches, but data.grid = 2 means 4 (got [3, 1, 4]). Set data.grid to"),
+        (make_features(0)[:, :1], "grid", "1 patches, but data.grid = 2 means 4 (got [3, 1, 4]). Give clips of"),
         (make_features(0)[:, :3], "grid", "features have 3 patches, but predictors need a square grid (gh = gw)"),
         (
             make_features(0).reshape(3, 1, 4, DIM),

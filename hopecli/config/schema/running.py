@@ -40,7 +40,9 @@ class EvaluationSettings(Section):
     context_frames: PositiveInt | None = Field(
         None, description="true frames before the rollout; null = objective.context_frames"
     )
-    T_rollout: PositiveInt | None = Field(None, description="rollout steps; null = as many as the clip has")
+    T_rollout: PositiveInt | None = Field(
+        None, description="rollout steps; null = as many as data.num_timesteps leaves"
+    )
     clips: Literal["auto", "held_out", "all"] = Field(
         "auto", description="auto = the held-out part of the training folder, all clips of any other"
     )
@@ -64,7 +66,9 @@ class AdaptationSettings(Section):
     backprop_through_time: bool = Field(False, description="let gradients flow through fed-back predictions")
     memory: Literal["reset", "carry"] = Field("reset", description="keep HOPE or ConvLSTM memory from clip to clip")
     context_frames: PositiveInt = Field(1, description="true frames before the rollout")
-    T_rollout: PositiveInt | None = Field(None, description="rollout steps; null = as many as the clip has")
+    T_rollout: PositiveInt | None = Field(
+        None, description="rollout steps; null = as many as data.num_timesteps leaves"
+    )
     precision: Precision = Field("fp32", description="precision of the passes")
     order_seed: Count | None = Field(None, description="seed of the stream's order; null = clip id order")
     orders: PositiveInt = Field(1, description="how many seeded orders to repeat the stream in")
