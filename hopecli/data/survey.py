@@ -57,7 +57,8 @@ class PresetFit:
 class Survey:
     """Everything reported of a folder. depth: sample or deep; layouts and dtypes: clips per kind; states and
     extrinsics: clips that have the file; usable: clips that pass training's check; checked_frames: the num_timesteps
-    they were checked for."""
+    they were checked for; content_read: clips that were read whole; errors, warnings: kinds of each among the findings
+    (their clips are listed there)."""
 
     folder: str
     feature_map: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +159,12 @@ def tta_tables(r: TtaResults) -> list[Table]:
     title = f"Test-time adaptation, {sizes}, {window}{state}"
     losses = plain_table(title, ["", "L1 [95 %]", "- frozen [95 %]", "ms/clip"], rows)
     p = r.protocol
+    how = f"{p['mode']}, {_adapting(p)}"
     share = f"{r.adapted_parameters:,} of {r.parameters:,}"
     if r.adapted_share is not None:
         share += f" ({100 * r.adapted_share:.2f} %)"
     facts: dict[str, Any] = {
-        "protocol": f"{p['mode']}, {p['adapt']}, {p['optimizer']} lr {p['lr']:g}, {counted(p['steps'], 'step')}, "
-        f"memory {p['memory']}" + (", reset per clip" if p["reset_per_clip"] else ""),
+        "protocol": f"{how}, memory {p['memory']}" + (", reset per clip" if p["reset_per_clip"] else ""),
         "adapted parameters": share,
         "relative to frozen": None if r.relative_difference is None else f"{100 * r.relative_difference:+.2f} %",
         "clips made worse": f"{100 * r.share_worse:.0f} %",
@@ -207,6 +207,13 @@ def _loss_row(name: str, loss: Interval, difference: Interval | None, ms: float 
     return [name, spread(loss), shown, "" if ms is None else f"{ms:.1f}"]
 
 
+def _adapting(protocol: Mapping[str, Any]) -> str:
+    """What is adapted, and how."""
+    if protocol["adapt"] == "none":
+        return "no weights adapted"
+    return f"{protocol['adapt']}, {protocol['optimizer']} lr {protocol['lr']:g}, {counted(protocol['steps'], 'step')}"
+
+
 @own_settings()
 def plot_stream(r: TtaResults, path: Path) -> None:
     """Rolling online loss of adapted and frozen over the first order; the source loss below."""
@@ -216,8 +223,8 @@ def plot_stream(r: TtaResults, path: Path) -> None:
     upper.plot(clips, r.rolling_frozen, "--", label="frozen", color="0.4")
     upper.plot(clips, r.rolling_online, label="adapted, online")
     upper.set_ylabel("L1, trailing mean of 50")
-    steps = counted(r.protocol["steps"], "step")
-    upper.set_title(f"{r.model}: {r.protocol['adapt']}, lr {r.protocol['lr']:g}, {steps}")
+    kept = "" if r.protocol["memory"] == "reset" else f", memory {r.protocol['memory']}"
+    upper.set_title(f"{r.model}: {_adapting(r.protocol)}{kept}")
     upper.legend(frameon=False)
     trace = [] if r.forgetting is None else [point for point in r.forgetting.trace if point.order == 0]
     if trace:

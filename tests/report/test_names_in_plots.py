@@ -39,7 +39,7 @@ def test_results(name: str, texts: list[str], tmp_path: Path) -> None:
     tta.plot_stream(replace(TTA, model=name), tmp_path / "tta.png")
     shown = name.replace("\udcff", r"\udcff")
     assert f"hope: 17 clips, {shown}" in texts
-    assert f"{shown}: layernorm, lr 0.02, 2 steps" in texts
+    assert f"{shown}: layernorm, sgd lr 0.02, 2 steps, memory carry" in texts
 
 
 def test_eval_of_such_a_folder(tmp_path: Path) -> None:

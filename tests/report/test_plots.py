@@ -74,7 +74,7 @@ def test_stream(figures: list[Any], tmp_path: Path) -> None:
         "frozen": ([1, 2, 3], TTA.rolling_frozen),
         "adapted, online": ([1, 2, 3], TTA.rolling_online),
     }
-    assert upper.get_title() == "hope: layernorm, lr 0.02, 2 steps"
+    assert upper.get_title() == "hope: layernorm, sgd lr 0.02, 2 steps, memory carry"
     source, before = lower.lines
     # The first order only: the second starts from the checkpoint again.
     assert (list(source.get_xdata()), list(source.get_ydata())) == ([0, 3], [0.4, 0.45])
@@ -115,3 +115,9 @@ def test_pictures_do_not_depend_on_the_settings_of_matplotlib(tmp_path: Path) ->
             assert {key: matplotlib.rcParams[key] for key in settings} == settings  # as they were, afterwards
     for name in ("eval.png", "tta.png"):
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+
+
+def test_a_stream_without_adapted_weights_names_no_optimizer(figures: list[Any], tmp_path: Path) -> None:
+    protocol = {**TTA.protocol, "adapt": "none"}
+    tta.plot_stream(replace(TTA, protocol=protocol), tmp_path / "x.png")
+    assert figures[0].axes[0].get_title() == "hope: no weights adapted, memory carry"
