@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hopecli.cli.common import is_dated, make_run_dir, started
+from hopecli.cli.common import is_dated, make_run_dir, start_runtime, started
 from hopecli.cli.resume import newest_run
-from hopecli.errors import CheckpointError
+from hopecli.config.load import load_preset
+from hopecli.errors import CheckpointError, DeviceError
 from hopecli.report.lock import RunLock
 from tests.cli.runner import TINY, hope, one_line, only_run
 from tests.cli.test_resume import start
@@ -189,3 +190,11 @@ def test_seconds_are_those_of_the_whole_run(tmp_path: Path) -> None:
     again = json.loads(hope(["train", "--resume", "last", "--json"], tmp_path).out)["seconds"]  # nothing left to do
     # All but the last save, which comes after the time was written down: at least half in so short a run.
     assert 0.5 * first < again < 2 * first + 1
+
+
+def test_a_precision_that_the_run_has_is_not_to_be_changed() -> None:
+    training = load_preset("quickstart").settings.training
+    with pytest.raises(DeviceError, match=r"fp16 cannot be used on cpu.* Use --precision auto or fp32"):
+        start_runtime(training, "fp16", "cpu")
+    with pytest.raises(DeviceError, match=r"fp16 cannot be used on cpu.* Go on with the run on a device that has it"):
+        start_runtime(training, "fp16", "cpu", resumed=True)
