@@ -165,8 +165,11 @@ def require_same_stream(
     key = differing[0]
     value: str | None
     what, value = f"another {key}", f"{asked.get(key)}, it had {saved.get(key)}"[:300]
+    without = ""
     if key.startswith("clips") and state.get("clips"):
         what, value = "other clips", _changed_clip(state["clips"], folder, marks, left_out)
+        if state["clips"].keys() - marks:
+            without = "go on without the clip with data.on_error=skip and data.max_skipped, "
     elif key == "checkpoint":
         what, value = "another checkpoint, or the one of then was replaced (by a run that trains on)", None
     elif key.startswith("source"):
@@ -175,7 +178,7 @@ def require_same_stream(
         f"the interrupted stream had {what}",
         where="--resume",
         value=value,
-        fix="give the command it was started with, or run without --resume",
+        fix=f"give the command it was started with, {without}or run without --resume",
     )
 
 

@@ -23,6 +23,11 @@ QUICK = ["train", "--preset", "quickstart", "--device", "cpu", *TINY]
         (["train"], 2, ["no preset is given", "quickstart"]),
         (["train", "quickstart"], 2, ["no preset is given", "Did you mean --preset quickstart?"]),
         (["train", "data.batch_size=2", "quikstart"], 2, ["no preset is given", "Did you mean --preset quickstart?"]),
+        (
+            ["presets", "--diff", "my preset.yaml"],
+            2,
+            ["Give the other preset too: hope presets NAME --diff 'my preset"],
+        ),
         (["train", "walls"], 2, ["no preset is given", "presets: "]),
         (["train", "--preset", "quickstrt"], 2, ["quickstrt", "Did you mean quickstart"]),
         (["train", "--preset", "quickstart", "data.batchsize=4"], 2, ["data.batchsize", "nearest: data.batch_size"]),

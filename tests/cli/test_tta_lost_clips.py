@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hopecli.data.make_clips import make_clips
@@ -76,6 +77,19 @@ def test_a_stream_goes_on_without_a_clip_that_is_lost(
     until = scored[:5]  # after the damaged clip the weights are others
     assert [scores[name] for name in until] == [streams.whole[name] for name in until]
     assert list(json.loads(outcome.out)["skipped_clips"]) == ([clip] if clip == "clip_00005" else [])
+
+
+def test_a_stream_goes_on_without_a_clip_that_has_become_short(streams: Streams) -> None:
+    streams.stopped_after_three()
+    clip = streams.folder / "ice/clip_00005"
+    np.save(clip / FEATURES, np.load(clip / FEATURES)[:5])
+    np.save(clip / "actions_states/actions.npy", np.load(clip / "actions_states/actions.npy")[:10])
+    assert "Lower data.num_timesteps or set data.on_short=skip" in one_line(streams.tta("--resume"))
+    refused = one_line(streams.tta("--resume", "data.on_short=skip"))
+    assert "go on without the clip with data.on_error=skip and data.max_skipped, or run" in refused
+    outcome = streams.tta("--resume", "data.on_short=skip", *SKIP)
+    assert outcome.code == 0, outcome.err
+    assert list(streams.scores()) == [name for name in streams.whole if name != clip.name]
 
 
 def test_a_clip_that_ended_a_stream_may_come_back_mended(streams: Streams) -> None:

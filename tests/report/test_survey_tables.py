@@ -179,14 +179,14 @@ def test_findings_and_verdict() -> None:
 def test_presets() -> None:
     fits = (
         PresetFit("fitting", True, (), None, 36, 4, (46, 49)),
-        PresetFit("changed", False, ("data.grid=2", "data.embed_dim=16"), None, 39, 1, (49, 49)),
+        PresetFit("changed", False, ("data.grid=2", "data.feature_map=my map"), None, 39, 1, (49, 49)),
         PresetFit("hopeless", False, (), "no square grid", None, None, None),
     )
     assert cells(tables(replace(SURVEY, presets=fits))["Presets on these clips"]) == {
         "fitting": {"fits": "yes", "overrides it needs": "none", "split": "36 train, 4 held out (ids 46 to 49)"},
         "changed": {
             "fits": "no",
-            "overrides it needs": "data.grid=2 data.embed_dim=16",
+            "overrides it needs": "data.grid=2 'data.feature_map=my map'",  # as typed in a shell
             "split": "39 train, 1 held out (ids 49)",
         },
         "hopeless": {"fits": "no", "overrides it needs": "no square grid", "split": "-"},
