@@ -205,12 +205,13 @@ def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None
     return split if split.hash == trained.checkpoint.info.get("split") else None
 
 
-def _to_find_them(data: DataSettings) -> str:
-    """What may bring the held-out clips into the selection."""
-    ways = "leave data.physics as in training," if data.source == "physics" else ""
-    ways = ways or "give the training folder with --data-dir,"
-    limits = data.clip_start is not None or data.clip_end is not None
-    return f"widen data.clip_start and data.clip_end, {ways}" if limits else ways
+def _to_find_them(now: DataSettings, then: DataSettings) -> str:
+    """What may bring the held-out clips of a run with the data settings `then` into the selection."""
+    way = "leave data.source and data.physics as in training, or"
+    way = way if then.source == "physics" else "give the training folder with --data-dir, or"
+    limits = (now.clip_start, now.clip_end)
+    own = limits in ((None, None), (then.clip_start, then.clip_end))
+    return way if own else f"widen data.clip_start and data.clip_end, {way}"
 
 
 def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) -> ChosenClips:
@@ -241,7 +242,7 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
             "the held-out clips of the training run are not in this folder",
             where="evaluation.clips",
             value=str(store.folder),
-            fix=f"{_to_find_them(trained.settings.data)} or use evaluation.clips=all",
+            fix=f"{_to_find_them(trained.settings.data, trained.trained_under.data)} use evaluation.clips=all",
         )
     if held_out and which != "all":
         usable, skipped = usable_clips(store, among=held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -136,4 +137,9 @@ def dump_yaml(value: Any, *, flow: bool = False) -> str:
 
 def inline_yaml(value: Any) -> str:
     """A value on one line, as it stands behind the = of an override."""
-    return dump_yaml([value], flow=True).strip()[1:-1]
+    breaks = isinstance(value, str) and value != "".join(value.splitlines())
+    style = '"' if breaks else None  # escapes them
+    text = yaml.dump(
+        [value], Dumper=_Dumper, default_style=style, default_flow_style=True, allow_unicode=True, width=math.inf
+    )
+    return text.strip()[1:-1]

@@ -13,10 +13,9 @@ from typing import Any
 from hopecli.data.each import Progress, each
 from hopecli.data.fingerprint import MARK_BYTES, fingerprints, fingerprints_or_errors
 from hopecli.data.headers import ClipProblem
-from hopecli.data.store import ClipStore
+from hopecli.data.store import PUT_BACK, TOO_SHORT, ClipStore
 from hopecli.errors import CheckpointError, DataError, accessed
 
-_SHORT = "too_few_frames"
 _FIT_OTHER_SETTINGS = ("missing_features", "feature_width", "grid", "not_divisible", "actions_shape")
 
 
@@ -124,7 +123,7 @@ def usable_clips(
 
     data.on_short and data.on_error say whether a clip that does not fit is an error; more than data.max_skipped
     (short ones not counted) is an error too, unless `any_share`. of_run: clips that a run has used; one that has become
-    short since is damaged, so that data.on_error="skip" leaves it out too.
+    short since is damaged, which is for data.on_error to say.
     """
     s = store.settings
     wanted = None if among is None else set(among)
@@ -145,14 +144,13 @@ def usable_clips(
         if problem is None:
             usable[number] = name
             continue
-        short, damaged = problem.code == _SHORT, problem.code != _SHORT or name in of_run
-        if not ((short and s.on_short == "skip") or (damaged and s.on_error == "skip")):
+        if (s.on_short if problem.code == TOO_SHORT and name not in of_run else s.on_error) == "error":
             problems.append(problem)
         skipped[name] = reason_of(problem)
     if problems:
         first = problems[0]
         more = f"; {len(problems) - 1} more of {len(chosen)} clips have problems" if len(problems) > 1 else ""
-        fix = _mend(first, of_run=first.clip in of_run, odd=len(problems) < len(usable)) + more
+        fix = _mend(first, of_run=first.clip in of_run, odd=len(problems) <= len(usable)) + more
         raise DataError(first.what, where=str(store.folder / first.clip), value=first.value, fix=fix)
     if not any_share:
         check_skipped(count_defects(skipped), len(chosen), s.max_skipped, str(store.folder))
@@ -163,9 +161,9 @@ def usable_clips(
 
 def _mend(problem: ClipProblem, *, of_run: bool, odd: bool) -> str:
     """What to do about a clip that does not fit: not to change the settings that a run goes on with, nor those that
-    most of the other clips fit (`odd`)."""
-    if of_run and problem.code in (_SHORT, *_FIT_OTHER_SETTINGS):
-        return "put it back as it was, or leave it out with data.on_error=skip and data.max_skipped"
+    the other clips fit (`odd`)."""
+    if of_run and problem.code in (TOO_SHORT, *_FIT_OTHER_SETTINGS):
+        return PUT_BACK
     if odd and problem.code in _FIT_OTHER_SETTINGS:
         return "mend it, or leave it out with data.on_error=skip and data.max_skipped"
     return problem.fix or "fix the clip"
@@ -179,7 +177,7 @@ def _why_none(skipped: Mapping[str, str]) -> str:
 
 def count_defects(skipped: Mapping[str, str]) -> int:
     """How many of the clips that `usable_clips` left out count against data.max_skipped: all but short ones."""
-    return sum(not reason.startswith(f"{_SHORT}:") for reason in skipped.values())
+    return sum(not reason.startswith(f"{TOO_SHORT}:") for reason in skipped.values())
 
 
 def check_skipped(bad: int, total: int, allowed: float, where: str) -> None:

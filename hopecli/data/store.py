@@ -33,6 +33,8 @@ from hopecli.data.headers import ArrayHeader, ClipProblem, check_finite, map_arr
 from hopecli.errors import DataError, accessed
 
 _ROW_FILES = ("actions", "states", "extrinsics")
+TOO_SHORT = "too_few_frames"  # of a ClipProblem
+PUT_BACK = "put it back as it was, or leave it out with data.on_error=skip and data.max_skipped"
 SAMPLED_CLIPS = 64  # enough to warn of what is the same in most clips
 
 
@@ -117,7 +119,12 @@ class ClipStore:
             return self._read(name)
 
     def _read(self, name: str) -> Sample:
-        headers = self.headers(name)
+        try:
+            headers = self.headers(name)
+        except ClipProblem as problem:
+            if problem.code != TOO_SHORT:
+                raise
+            raise ClipProblem(TOO_SHORT, problem.what, clip=name, fix=PUT_BACK) from problem  # it was checked before
         s, frames = self.settings, headers.frames
         steps = s.num_timesteps - 1
         features_path, actions_path, states_path, extrinsics_path = self.paths(name)
@@ -225,7 +232,7 @@ class ClipStore:
             what += f" ({header.shape[0]} feature rows / {s.grid**2} patches, data.grid = {s.grid})"
             fix = f"set data.grid to the encoder's grid, {fix}"
         what += f", fewer than data.num_timesteps = {s.num_timesteps}"
-        return ClipProblem("too_few_frames", what, clip=name, fix=fix)
+        return ClipProblem(TOO_SHORT, what, clip=name, fix=fix)
 
     def _rows(
         self, name: str, header: ArrayHeader, what: str, width: int, accepted: tuple[int, ...], asked_by: str

@@ -110,7 +110,7 @@ class EvalResults:
     seed: the evaluation's own, of the shuffled actions and the bootstrap; training_seed: that of the run. T_teacher:
     loss_teacher covers frames 1..T_teacher. read_as: the data settings that decide what a clip's numbers are.
     clips_with_ratio: clips behind the rows' relative_per_clip. clips_not_finite: those of which an error is NaN or
-    infinite, and with it every mean over them.
+    infinite (but with the actions of another clip), and with it the row's means.
     """
 
     checkpoint: str

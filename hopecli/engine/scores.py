@@ -45,8 +45,9 @@ class ClipScores:
         return np.asarray(self.l1[row], dtype=np.float64)
 
     def not_finite(self) -> list[str]:
-        """The clips of which a number is NaN or infinite."""
-        measured = [*self.l1.values(), *self.cosine.values(), self.copy_first, self.target_std]
+        """The clips of which a number is NaN or infinite, but with actions of another clip: that may be the cause."""
+        own = [row for row in self.l1 if row != "shuffled_action"]
+        measured = [self.copy_first, self.target_std, *(kept[row] for kept in (self.l1, self.cosine) for row in own)]
         finite = np.isfinite(np.asarray(self.teacher, dtype=np.float64))
         for values in measured:
             finite &= np.isfinite(np.asarray(values, dtype=np.float64)).all(axis=1)

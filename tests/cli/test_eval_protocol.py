@@ -99,7 +99,9 @@ def test_a_foreign_folder_has_no_held_out_clips(run: Path, tmp_path: Path) -> No
     assert "the held-out clips of the training run are not in this folder" in outcome.err
     outcome = outcome_of(run, "data.clip_end=5", "evaluation.clips=held_out")  # they are behind it
     assert outcome.code == 2
-    assert "Widen data.clip_start and data.clip_end, give the training folder with --data-dir, or" in outcome.err
+    assert "Widen data.clip_start and data.clip_end, give the training folder with --data-dir, or use" in outcome.err
+    outcome = outcome_of(run, "data.source=physics", "evaluation.clips=held_out")
+    assert ". Give the training folder with --data-dir, or use evaluation.clips=all" in outcome.err
 
 
 @pytest.mark.parametrize("own", [0, 2])

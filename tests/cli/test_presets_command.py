@@ -83,7 +83,7 @@ def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
     assert f"run directory: odd\\udcff/runs/odd\\udcff/{log.parent.name}" in log.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["c😀", "é, #1: 'two' \"𠮷\"", "null", "12"])
+@pytest.mark.parametrize("name", ["c😀", "é, #1: 'two' \"𠮷\"", "null", "12", "a\nb ", "\t"])
 def test_a_data_folder_with_unusual_characters(name: str, tmp_path: Path) -> None:
     outcome = hope(["train", "-p", "quickstart", "--data-dir", name, "--print-config"], tmp_path)
     assert outcome.code == 0, outcome.err

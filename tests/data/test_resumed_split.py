@@ -84,16 +84,16 @@ def test_a_short_clip_left_out_is_one_of_the_clips_but_no_defect(folder: Path) -
     assert to_skip[NAMES[4]].startswith("unreadable: ")
 
 
-def test_a_clip_that_has_become_short_is_left_out(folder: Path) -> None:
+def test_a_clip_that_has_become_short_is_damaged(folder: Path) -> None:
+    """data.on_short is of clips that the run never had."""
     before = start(folder)
     write_clip(folder, 6, features=make_features(6, frames=2), actions=count_rows(4))
-    split, to_skip = resumed_split(store(folder, on_short="skip"), before)
-    assert (NAMES[6] in split.train, to_skip) == (False, {})
-    assert split.skipped[NAMES[6]].startswith("too_few_frames: ")
-    with pytest.raises(DataError, match=r"clip_00006.*2 encoded frames.*Put it back.*data\.on_error=skip"):
-        resumed_split(store(folder), before)
-    split, to_skip = resumed_split(store(folder, **SKIP), before)  # as any other damage
-    assert (split.train, list(to_skip)) == (before.train, [NAMES[6]])
+    for changes in ({}, {"on_short": "skip"}):
+        with pytest.raises(DataError, match=r"clip_00006.*2 encoded frames.*Put it back.*data\.on_error=skip"):
+            resumed_split(store(folder, **changes), before)
+        split, to_skip = resumed_split(store(folder, **changes, **SKIP), before)
+        assert (split.train, list(to_skip)) == (before.train, [NAMES[6]])
+        assert to_skip[NAMES[6]].startswith("too_few_frames: ")
 
 
 def test_new_clips_train(folder: Path) -> None:

@@ -154,11 +154,11 @@ def test_action_rows_that_fit_no_rule(alignment: str, rows: int, accepted: str, 
 @pytest.mark.parametrize(
     ("features", "code", "part"),
     [
-        (make_features(0, frames=2), "too_few_frames", "2 encoded frames, fewer than data.num_timesteps = 3. Lower"),
+        (make_features(0, frames=2), "too_few_frames", "2 encoded frames, fewer than data.num_timesteps = 3. Put"),
         (
             make_features(0, frames=2).reshape(-1, DIM),  # a wrong data.grid would look the same
             "too_few_frames",
-            "2 encoded frames (8 feature rows / 4 patches, data.grid = 2), fewer than data.num_timesteps = 3. Set",
+            "2 encoded frames (8 feature rows / 4 patches, data.grid = 2), fewer than data.num_timesteps = 3. Put",
         ),
         (make_features(0, frames=5)[..., :3], "feature_width", "width 3, but data.embed_dim = 4 (got [5, 4, 3])"),
         (make_features(0)[:, :1], "grid", "1 patches, but data.grid = 2 means 4 (got [3, 1, 4]). Give clips of"),
