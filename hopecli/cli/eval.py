@@ -181,7 +181,7 @@ def report(evaluation: Evaluation, *, json: bool) -> None:
         if lost:
             say(
                 f"warning: an error is not finite (NaN or infinite) on {len(lost)} of {found.clips} clips, the first "
-                f"{lost[0]}: the means of such a row are not known (null in results.json, which lists the clips)"
+                f"{lost[0]}: means of the rows concerned are not known (null in results.json, which lists the clips)"
             )
         still = found.clips - (found.clips_with_ratio or 0)
         if still:
