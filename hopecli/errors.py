@@ -16,7 +16,7 @@ from os import PathLike
 
 CHECK_ACCESS = "check that it is there and may be read"
 FREE_SPACE = "make it writable or free disk space"
-THEN_RESUME = f"{FREE_SPACE}, then --resume"
+THEN_RESUME = f"{FREE_SPACE}, then --resume (without a checkpoint yet, start again)"
 
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # of text in two directions
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

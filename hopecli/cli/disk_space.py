@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hopecli.models.protocol import PredictorModule
 
 _MOMENTS = 2 * 4  # bytes per trained number: AdamW's two averages, float32
+_SUM = 4  # and where it waits for its group's turn, the gradients since the last one
 
 
 def require_space(folder: Path, settings: Settings, model: PredictorModule, *, new: bool) -> str | None:
@@ -20,10 +21,12 @@ def require_space(folder: Path, settings: Settings, model: PredictorModule, *, n
 
     CheckpointError when not even one does: the first save would fail, and the steps before it be lost.
     """
+    from hopecli.engine.optim import waiting_parameters
     from hopecli.report.survey import size
 
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     one = weights + _MOMENTS * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    one += _SUM * sum(p.numel() for p in waiting_parameters(model, settings.optimizer, settings.model))
     try:
         disk = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if exists(path)))
     except OSError:  # whoever writes there says so

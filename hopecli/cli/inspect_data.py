@@ -80,14 +80,19 @@ def show_cost(survey: Survey) -> None:
     """One line on stderr: time and, where the system tells it, the process's peak memory."""
     import sys
 
+    import torch
+
+    from hopecli.engine.memory import peak_memory
     from hopecli.report.console import counted, say
 
     text = f"surveyed {counted(survey.clips, 'clip')} in {survey.seconds:.1f} s"
-    if sys.platform != "win32":
+    peak = peak_memory(torch.device("cpu"))
+    if peak is None and sys.platform == "darwin":
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-        text += f", peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there
+    if peak is not None:
+        text += f", peak memory {peak / 2**20:.0f} MiB"
     say(text)
 
 

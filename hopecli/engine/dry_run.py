@@ -10,9 +10,10 @@ import torch
 from hopecli.config.schema import Settings
 from hopecli.data.clip import ClipBatch
 from hopecli.engine.memory import peak_memory, reset_peak_memory
-from hopecli.engine.optim import parameter_groups
+from hopecli.engine.optim import waiting_parameters
 from hopecli.engine.runtime import Runtime
 from hopecli.engine.train_step import TrainingObjective, initial_phase
+from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.schedules import ObjectivePhase, phase_at
 
@@ -56,6 +57,7 @@ def forward_backward(
     model: PredictorModule, settings: Settings, clips: ClipBatch, runtime: Runtime, phase: ObjectivePhase
 ) -> Pass:
     """One training forward and backward as in `phase`; gradients are dropped afterwards."""
+    _warm_up(settings, runtime, phase)
     model.to(runtime.device).train()
     objective = TrainingObjective(model, settings.objective)
     batch = clips.to(runtime.device)
@@ -77,15 +79,26 @@ def forward_backward(
     return Pass(seconds, loss, norm, grown)
 
 
+def _warm_up(settings: Settings, runtime: Runtime, phase: ObjectivePhase) -> None:
+    """The same pass through a small model of the same kind, so that what torch loads and sets up once (activation
+    checkpointing alone imports hundreds of modules) is not measured as a clip's activations and time."""
+    data = settings.data.model_copy(update={"grid": 2})
+    depth = {"depth": 1} if hasattr(settings.model, "depth") else {}
+    small = settings.model_copy(update={"data": data, "model": settings.model.model_copy(update=depth)})
+    model = build_model(small.model, grid=data.grid, embed_dim=data.embed_dim, action_dim=data.action_dim, seed=0).to(
+        runtime.device
+    )
+    model.eval()  # draws nothing from the generators
+    with runtime.autocast():
+        total, _, _ = TrainingObjective(model, small.objective)(random_batch(small, 1).to(runtime.device), phase)
+    if total.requires_grad:
+        total.backward()
+
+
 def static_bytes(model: PredictorModule, settings: Settings) -> int:
     """Weights, and for trainable ones a gradient and two AdamW moments, all in their own dtype; also the gradients that
     CMS levels have accumulated, beside those of the step that adds to them."""
-    waiting = {
-        id(p)
-        for group in parameter_groups(model, settings.optimizer, settings.model)
-        for p in group.parameters
-        if group.period > 1
-    }
+    waiting = {id(p) for p in waiting_parameters(model, settings.optimizer, settings.model)}
     return sum(
         p.numel() * p.element_size() * (1 if not p.requires_grad else 5 if id(p) in waiting else 4)
         for p in model.parameters()

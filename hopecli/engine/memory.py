@@ -41,7 +41,7 @@ def peak_memory(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return None
-    return _status("VmHWM")
+    return _status("VmHWM")  # ru_maxrss would be the starting process's where that was larger (Linux keeps it)
 
 
 def _status(key: str) -> int | None:

@@ -56,7 +56,8 @@ class Meter:
         elapsed = time.perf_counter() - self.started
         clips = sum(entry.tensors.clips for entry in self.pending) * self.runtime.world
         self.clips, self.seconds = self.clips + clips, self.seconds + elapsed
-        per_step = elapsed / len(self.pending)
+        # Shared: which step computed for how long is not known, as losses are read once for all of them.
+        per_step = max(0.0, elapsed - sum(entry.data_seconds for entry in self.pending)) / len(self.pending)
         records = [
             StepRecord(
                 step=entry.step,
@@ -68,7 +69,7 @@ class Meter:
                 grad_norm=row[3],
                 clips_per_second=clips / elapsed,
                 data_seconds=entry.data_seconds,
-                step_seconds=max(0.0, per_step - entry.data_seconds),
+                step_seconds=per_step,
             )
             for entry, row in zip(self.pending, values, strict=True)
         ]

@@ -59,6 +59,14 @@ def parameter_groups(model: PredictorModule, settings: OptimizerSettings, model_
     return groups
 
 
+def waiting_parameters(
+    model: PredictorModule, settings: OptimizerSettings, model_settings: ModelSettings
+) -> list[nn.Parameter]:
+    """Those of which training keeps gradients from step to step: their groups wait for their period."""
+    groups = parameter_groups(model, settings, model_settings)
+    return [p for group in groups if group.period > 1 for p in group.parameters]
+
+
 def torch_groups(groups: Iterable[Group]) -> list[dict[str, Any]]:
     """The groups as torch's optimizers take them, with what `GradientHold` keeps there."""
     return [

@@ -10,7 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step; losses are means over the global batch, `loss` is the curriculum's weighted sum."""
+    """One optimizer step; losses are means over the global batch, `loss` is the curriculum's weighted sum.
+
+    data_seconds: waited for this step's clips. clips_per_second and step_seconds (all but that waiting) are means over
+    the steps since the last report.
+    """
 
     step: int
     epoch: int

@@ -108,7 +108,7 @@ def train_tables(summary: TrainSummary) -> list[Table]:
                 "steps": f"{summary.steps} in {counted(summary.epochs, 'epoch')}",
                 "clips": f"{summary.train_clips} training, {summary.held_out_clips} held out"
                 + (f", {summary.skipped_clips} skipped" if summary.skipped_clips else ""),
-                "time": f"{summary.seconds:.0f} s" + _rate(summary.clips_per_second),
+                "time": f"{summary.seconds:.0f} s in all" + _rate(summary.clips_per_second),
                 "last loss": number(summary.loss),
             },
         )
@@ -119,7 +119,7 @@ def train_tables(summary: TrainSummary) -> list[Table]:
 
 
 def _rate(clips_per_second: float | None) -> str:
-    return "" if clips_per_second is None else f", {clips_per_second:.3g} clips/s"
+    return "" if clips_per_second is None else f", {clips_per_second:.3g} clips/s in training"
 
 
 def validation_table(record: ValidationRecord) -> Table:

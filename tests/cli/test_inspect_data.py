@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from hopecli.config.load import load_preset
 from hopecli.data.split import make_split
 from hopecli.data.store import ClipStore
 from tests.broken_clips import write_broken_folder
-from tests.cli.runner import TINY, hope, one_line, only_run
+from tests.cli.runner import TINY, environment, hope, one_line, only_run
 from tests.clips import count_rows, make_features, write_clip
 from tests.data.io_errors import fail_reading
 
@@ -217,3 +220,15 @@ def test_a_grid_that_is_no_square_is_said_alike_in_training(tmp_path: Path) -> N
     assert outcome.code == 3
     assert said in one_line(outcome)
     assert "data.grid" not in one_line(outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the process's own peak is what the system tells")
+def test_the_peak_memory_is_not_that_of_whoever_starts_the_command(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clips", 1)
+    held = np.ones(2**30, np.uint8)  # as a notebook may hold
+    command = [sys.executable, "-m", "hopecli.cli.main", "inspect-data", "clips"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    peak = re.search(r"peak memory (\d+) MiB", run.stderr)
+    assert peak is not None, run.stderr
+    assert int(peak[1]) < held.nbytes / 2**20

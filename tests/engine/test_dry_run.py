@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.runtime import start
 from hopecli.engine.train_step import TrainingObjective, initial_phase
 from hopecli.models.build import build_model
-from tests.cli.runner import TINY, hope
+from tests.cli.runner import TINY, environment, hope
 from tests.engine.runs import CPU
 
 
@@ -84,3 +87,15 @@ def test_the_dry_run_says_which_phase_it_is(tmp_path: Path) -> None:
     outcome = hope(["train", "--preset", "quickstart", "--device", "cpu", "--dry-run", *TINY, *longer], tmp_path)
     assert outcome.code == 0, outcome.err
     assert "note: the pass is that of epoch 2, the largest one of objective.curriculum" in outcome.err.splitlines()
+
+
+@pytest.mark.slow
+def test_what_torch_loads_once_is_no_memory_of_a_clip(tmp_path: Path) -> None:
+    """In a process of its own, where nothing is loaded yet: activation checkpointing imports about 170 MiB."""
+    command = [sys.executable, "-m", "hopecli.cli.main", "train", "--preset", "quickstart", "--device", "cpu"]
+    command += ["--dry-run", "--json", "model.activation_checkpointing=true"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    per_clip = json.loads(run.stdout)["activation_bytes_per_clip"]
+    # 3 to 4 MiB when measured; two clips share whatever else a first pass takes.
+    assert per_clip is None or per_clip < 30 * 2**20

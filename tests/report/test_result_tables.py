@@ -21,7 +21,7 @@ def test_training() -> None:
         "device": "cpu, bf16",
         "steps": "30 in 3 epochs",
         "clips": "153 training, 17 held out",
-        "time": "99 s, 56.8 clips/s",
+        "time": "99 s in all, 56.8 clips/s in training",
         "last loss": "0.6543",
     }
     assert title(validation) == title(validation_table(VALIDATION))
@@ -31,7 +31,7 @@ def test_training_says_what_was_skipped_and_leaves_out_what_was_not_measured() -
     (training,) = train_tables(replace(SUMMARY, skipped_clips=4, clips_per_second=None, loss=None, validation=None))
     shown = pairs(training)
     assert shown["clips"] == "153 training, 17 held out, 4 skipped"
-    assert (shown["time"], shown["last loss"]) == ("99 s", "-")
+    assert (shown["time"], shown["last loss"]) == ("99 s in all", "-")
 
 
 def test_validation_is_divided_by_copy_last() -> None:
