@@ -52,9 +52,9 @@ def test_checkpoints_that_do_not_fit(announce: Announce, tmp_path: Path) -> None
 
 
 def test_gradients_that_wait_are_part_of_a_checkpoint(announce: Announce, tmp_path: Path) -> None:
-    """A third of what a HOPE model with large slow levels adds to its weights."""
-    slow = "model={kind: hope, memory_multiplier: 0.25, cms_multipliers: [0.25, 4, 4], cms_update_periods: [1, 50, 50]}"
-    train = [*TRAIN[:-1], slow, "model.width=128", "training.epochs=1"]
+    """Of HOPE's slow levels, which have taken a step and wait for the next one after the three of this run."""
+    slow = "model={kind: hope, memory_multiplier: 0.25, cms_multipliers: [0.25, 4, 4], cms_update_periods: [1, 2, 2]}"
+    train = [*TRAIN[:-1], slow, "model.width=128", "training.epochs=1", "data.batch_size=6"]
     assert hope([*train, "logging.runs_dir=first"], tmp_path).code == 0
     last = next(tmp_path.glob("first/*/*/checkpoints/last"))
     written = sum(path.stat().st_size for path in last.iterdir())
