@@ -108,8 +108,8 @@ def load_trained(
         tree = merge(tree, section_tree(preset, PRESET_SECTIONS))
     given = data_overrides(data_dir)
     asked = overridden(overrides)
-    idle = [key for key in asked if key.startswith(unused) and key != "evaluation.clips"]
-    if idle:
+    at_home = () if newest or checkpoint.run_dir is None else ("logging.runs_dir",)  # results go to the run
+    if idle := [key for key in asked if key.startswith((*unused, *at_home)) and key != "evaluation.clips"]:
         say(f"note: this command does not use {', '.join(idle)}")
     section = "adaptation" if "evaluation." in unused else "evaluation"
     if preset is not None and section not in section_tree(preset, PRESET_SECTIONS):

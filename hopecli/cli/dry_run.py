@@ -34,7 +34,7 @@ def dry_run_report(resolved: Resolved, runtime: Runtime, *, json: bool) -> None:
 def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     """Build the model, read (or draw) one batch and pass it once."""
     from hopecli.engine.dry_run import forward_backward, heaviest_phase, static_bytes
-    from hopecli.engine.model_notes import still_levels_note
+    from hopecli.engine.model_notes import length_notes
     from hopecli.engine.results import DryRun
     from hopecli.engine.train_job import steps_per_epoch
     from hopecli.models.build import build_model, count_parameters
@@ -47,9 +47,9 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
     wanted = min(micro, CPU_CLIPS) if runtime.device.type == "cpu" else micro
     batch, train_clips, held_out, source = _batch(s, wanted, say if runtime.is_main else lambda text: None)
     steps = None if train_clips is None else steps_per_epoch(s, train_clips, runtime.world)
-    still = None if steps is None else still_levels_note(s.model, steps * s.training.epochs)
-    if still is not None and runtime.is_main:
-        say(still)
+    for note in length_notes(s, None if steps is None else steps * s.training.epochs):
+        if runtime.is_main:
+            say(note)
     if runtime.is_main:
         say(f"{count_parameters(model):,} parameters built; one forward and backward pass, batch {len(batch)}")
     epoch, phase = heaviest_phase(s)
@@ -87,7 +87,7 @@ def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBat
     from hopecli.data.folder import clip_names, select_ids
     from hopecli.data.loader import collate, require_all
     from hopecli.data.source import clips_folder
-    from hopecli.data.split import make_split, split_ids
+    from hopecli.data.split import make_split, split_ids, too_few
     from hopecli.data.store import ClipStore
     from hopecli.engine.dry_run import random_batch
 
@@ -95,6 +95,8 @@ def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBat
         from hopecli.data.make_clips import make_clips
 
         selected = select_ids(range(s.data.physics.clips), s.data, where="the built-in clips")
+        if len(selected) < 2:
+            raise too_few("the built-in clips", len(selected), "widen data.clip_start and data.clip_end")
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "clips"
             p, grid, dim = s.data.physics, s.data.grid, s.data.embed_dim

@@ -62,7 +62,7 @@ def eval_command(
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope eval", fix="add --ckpt RUN")
     flags = [] if precision is None else [override("evaluation.precision", precision)]
-    unused = ("adaptation.", "logging.wandb", "logging.diagnostics_every", *TRAINING_KEYS)
+    unused = ("adaptation.", "logging.wandb", "logging.log_every", "logging.diagnostics_every", *TRAINING_KEYS)
     trained = load_trained(ckpt, preset, [*(overrides or []), *flags], data_dir, unused=unused)
     settings = trained.settings
     runtime = start_runtime(settings.training, settings.evaluation.precision, device)

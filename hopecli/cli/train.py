@@ -31,12 +31,12 @@ from hopecli.cli.common import (
 from hopecli.cli.disk_space import require_space
 from hopecli.cli.resume import find_run, note_going_back, note_stand_in, require_own
 from hopecli.cli.train_clips import find_clips, keep_split, list_skipped, warn_of_other_states
+from hopecli.cli.train_notes import say_notes
 from hopecli.cli.train_records import holding, open_sinks
 from hopecli.errors import CheckpointError, HopeError, SettingsError, is_first
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
-    from hopecli.config.schema import Settings
     from hopecli.engine.results import TrainSummary
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.train_job import TrainJob
@@ -97,7 +97,7 @@ def train_command(
     settings = request.resolved.settings
     runtime = start_runtime(settings.training, settings.training.precision, resumed=resume is not None)
     require_right_numbers(settings.model.kind, runtime, learning=True)
-    say_notes(settings, runtime)
+    say_notes(request.resolved, runtime, resumed=resume is not None)
     if dry_run:
         from hopecli.cli.dry_run import dry_run_report
 
@@ -105,18 +105,6 @@ def train_command(
         return
     with runtime.closing(), holding(request.resume, runtime) as lock:
         report(run(build(request, runtime, lock)), runtime, json=json)
-
-
-def say_notes(settings: Settings, runtime: Runtime) -> None:
-    """Say it where a device may add up the weight gradients of this run wrongly, and what does nothing."""
-    from hopecli.engine.long_sums import long_sums_note
-    from hopecli.engine.model_notes import drop_path_note, rope_note, unlearned_frames_note
-    from hopecli.report.console import say
-
-    notes = [rope_note(settings.model), drop_path_note(settings.model), unlearned_frames_note(settings)]
-    for note in (long_sums_note(settings, runtime.choice), *notes):
-        if note is not None and runtime.is_main:
-            say(note)
 
 
 def resolve_settings(preset: str | None, overrides: list[str], resume: str | None, *, json: bool) -> Request:
@@ -175,7 +163,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     from hopecli.data.readers import readers_note
     from hopecli.data.split import read_split
     from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
-    from hopecli.engine.model_notes import still_levels_note
+    from hopecli.engine.model_notes import length_notes
     from hopecli.engine.saved_weights import find_weights
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
@@ -191,12 +179,9 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         steps = steps_per_epoch(settings, len(split.train), runtime.world) * settings.training.epochs
     d = settings.data
     readers = readers_note(store, split.train, d.batch_size // (runtime.world * settings.training.accumulate))
-    for note in (readers, still_levels_note(settings.model, steps)):
+    for note in (readers, *length_notes(settings, steps)):
         if note and runtime.is_main:
             say(note)
-    late = [phase.epoch for phase in settings.objective.curriculum if phase.epoch >= settings.training.epochs]
-    if late and runtime.is_main:
-        say(f"note: training.epochs={settings.training.epochs} ends before the curriculum's phase of epoch {late[0]}")
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
     )

@@ -123,7 +123,9 @@ def _objective(s: Settings) -> Iterator[Problem]:
     teacher, rollout = o.loss_weight_teacher, o.loss_weight_rollout
     if horizon + context > frames:
         yield _window("objective.T_rollout", horizon, context, frames, of=lengths)
-    if teacher + rollout == 0.0:
+    first = next((phase for phase in o.curriculum if phase.epoch == 0), None)
+    replaced = first is not None and (first.loss_weight_teacher, first.loss_weight_rollout) != (None, None)
+    if teacher + rollout == 0.0 and not replaced:
         yield Problem("objective.loss_weight_rollout", 0.0, idle, of=weights)
     for i, phase in enumerate(o.curriculum):
         before = horizon + context

@@ -63,7 +63,9 @@ def resumed_split(
     check_skipped(count_defects(left_out) + len(to_skip), total, store.settings.max_skipped, str(store.folder))
     for side in (before.train, before.held_out):
         if all(name in to_skip for name in side):
-            raise too_few(store, len(sides) - len(to_skip), "put clips of the run back that have gone or changed")
+            raise too_few(
+                store.folder, len(sides) - len(to_skip), "put clips of the run back that have gone or changed"
+            )
     return split, to_skip
 
 

@@ -205,7 +205,7 @@ def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | Non
 
     usable, skipped = usable_clips(store, progress=stage("checking clips"))
     if len(usable) < 2:
-        raise too_few(store, len(usable))
+        raise too_few(store.folder, len(usable))
     train, held_out = split_ids(list(usable), store.settings.val_split)
     names = tuple(usable[i] for i in train)
     marking = stage("fingerprints of training clips")
@@ -217,15 +217,15 @@ def make_split(store: ClipStore, progress: Callable[[str, int, int], None] | Non
         skipped |= {name: reason_of(error) for name, error in errors.items()}
         check_skipped(count_defects(skipped), total, store.settings.max_skipped, str(store.folder))
         if not marks:
-            raise too_few(store, len(held_out))
+            raise too_few(store.folder, len(held_out))
     return Split(tuple(marks), tuple(usable[i] for i in held_out), skipped, marks)
 
 
-def too_few(store: ClipStore, usable: int, fix: str | None = None) -> DataError:
+def too_few(folder: Path | str, usable: int, fix: str | None = None) -> DataError:
     """The error of a folder with so few usable clips that a side of the split is empty."""
     return DataError(
         "training needs at least 2 clips, one of them held out",
-        where=str(store.folder),
+        where=str(folder),
         value=f"{usable} usable",
         fix=fix or "add clips or widen data.clip_start and data.clip_end",
     )

@@ -12,10 +12,10 @@ from hopecli.data.clip import ClipBatch
 from hopecli.engine.memory import peak_memory, reset_peak_memory
 from hopecli.engine.optim import waiting_parameters
 from hopecli.engine.runtime import Runtime
-from hopecli.engine.train_step import TrainingObjective, initial_phase
+from hopecli.engine.train_step import TrainingObjective, phases_of
 from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
-from hopecli.objectives.schedules import ObjectivePhase, phase_at
+from hopecli.objectives.schedules import ObjectivePhase
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,13 @@ def random_batch(settings: Settings, clips: int) -> ClipBatch:
 def heaviest_phase(settings: Settings) -> tuple[int, ObjectivePhase]:
     """The phase of a run that keeps most predicted frames for the backward pass, and the epoch (from 0) it begins with:
     the one that decides whether the run fits into memory. The first one of equals."""
-    o = settings.objective
-    start = initial_phase(o)
-    epochs = [0, *(change.epoch for change in o.curriculum if 0 < change.epoch < settings.training.epochs)]
-    phases = [(epoch, phase_at(epoch, start, o.curriculum)) for epoch in epochs]
+    teacher = settings.objective.T_teacher
 
     def frames(phase: ObjectivePhase) -> int:
         rollout = phase.context_frames - 1 + phase.T_rollout
-        return (phase.loss_weight_teacher > 0) * o.T_teacher + (phase.loss_weight_rollout > 0) * rollout
+        return (phase.loss_weight_teacher > 0) * teacher + (phase.loss_weight_rollout > 0) * rollout
 
-    return max(phases, key=lambda found: frames(found[1]))
+    return max(phases_of(settings), key=lambda found: frames(found[1]))
 
 
 def forward_backward(

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from hopecli.config.schema import HopeSettings, ModelSettings, ObjectiveSettings
-from hopecli.engine.train_step import initial_phase
-from hopecli.objectives.schedules import ObjectivePhase, phase_at
+from hopecli.config.schema import HopeSettings, Settings
+from hopecli.engine.train_step import phases_of
+from hopecli.objectives.schedules import ObjectivePhase
 
 
-def leaves_parameters_idle(model: ModelSettings, objective: ObjectiveSettings) -> bool:
-    """Whether there is a phase in which no loss reaches a memory's initial state, or what writes a memory, of HOPE.
+def leaves_parameters_idle(settings: Settings) -> bool:
+    """Whether training goes through a phase in which no loss reaches a memory's initial state, or what writes a memory,
+    of HOPE.
 
     A cut gradient (truncate_memory_gradient) reaches the initial state only from the first frames, and with
     `read: before_write` what a frame has written is read by later frames only.
     """
+    model, teacher = settings.model, settings.objective.T_teacher
     if not isinstance(model, HopeSettings):
         return False
-    return any(_idle(model, learned) for learned in learned_frames(objective))
+    return any(_idle(model, learned_frames(phase, teacher)) for _, phase in phases_of(settings))
 
 
-def learned_frames(objective: ObjectiveSettings) -> list[set[int]]:
-    """Per phase the frames (from 0) from whose predictions of the next frame it learns, in either of its passes."""
-    start = initial_phase(objective)
-    phases = [start, *(phase_at(change.epoch, start, objective.curriculum) for change in objective.curriculum)]
-    return [_learned(phase, objective.T_teacher) for phase in phases]
-
-
-def _learned(phase: ObjectivePhase, teacher: int) -> set[int]:
+def learned_frames(phase: ObjectivePhase, teacher: int) -> set[int]:
+    """The frames (from 0) from whose predictions of the next frame a phase learns, in either of its passes; teacher:
+    frames in the teacher-forced one."""
     frames = set(range(teacher)) if phase.loss_weight_teacher > 0 else set()
     if phase.loss_weight_rollout > 0:
         frames |= {phase.context_frames - 1 + step for step in range(phase.T_rollout)}

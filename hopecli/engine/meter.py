@@ -16,6 +16,9 @@ from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
 
 _SMALLEST_SCALE = 1e-3  # it starts at 65536 and halves with each step skipped; gradients of 1e7 would still fit
+_UNTRAINED = (
+    "nothing is learned yet: look at the clips (hope inspect-data DIR --deep), objective.loss_exp and the weights"
+)
 _CALMER = "lower optimizer.lr or set a smaller optimizer.grad_clip and start again"
 
 
@@ -90,7 +93,7 @@ def check_finite(records: list[StepRecord], *, scale: float | None) -> None:
             raise DivergedError(
                 f"{what} is not finite at step {record.step}",
                 value=f"loss {record.loss}, gradient norm {record.grad_norm}, lr {record.lr:g}",
-                fix=_CALMER,
+                fix=_UNTRAINED if record.step == 1 else _CALMER,
             )
     if scale is not None and scale < _SMALLEST_SCALE and records and all(overflowed):
         raise DivergedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hopecli.config.schema import HopeSettings, ModelSettings, Settings, ViTACSettings
 from hopecli.engine.idle_parameters import learned_frames
+from hopecli.engine.train_step import phases_of
 from hopecli.models.rope import part_width
 
 
@@ -41,16 +42,30 @@ def still_levels_note(model: ModelSettings, total_steps: int) -> str | None:
     )
 
 
+def length_notes(settings: Settings, total_steps: int | None) -> list[str]:
+    """Lines for the user where a run ends before something that was asked for; total_steps None: not known."""
+    epochs, every = settings.training.epochs, settings.logging.diagnostics_every
+    still = None if total_steps is None else still_levels_note(settings.model, total_steps)
+    notes = [] if still is None else [still]
+    late = [phase.epoch for phase in settings.objective.curriculum if phase.epoch >= epochs]
+    if late:
+        notes.append(f"note: training.epochs={epochs} ends before the curriculum's phase of epoch {late[0]}")
+    if total_steps is not None and every > total_steps:
+        notes.append(f"note: logging.diagnostics_every={every}: a run of {total_steps} steps has no diagnostics")
+    return notes
+
+
 def unlearned_frames_note(settings: Settings) -> str | None:
     """A line for the user where clips are read with more frames than any phase of the objective learns from; else None.
 
     Validation and evaluation roll out over all of them.
     """
     o, frames = settings.objective, settings.data.num_timesteps
-    learned = 2 + max(max(phase) for phase in learned_frames(o))  # the frame it is predicted from, and its target
+    phases = [phase for _, phase in phases_of(settings)]
+    learned = 2 + max(max(learned_frames(phase, o.T_teacher)) for phase in phases)  # it is predicted from, and target
     if learned >= frames:
         return None
-    context = max(o.context_frames, *(phase.context_frames or 0 for phase in o.curriculum), 0)
+    context = max(phase.context_frames for phase in phases)
     return (
         f"note: clips are read with {frames} frames, of which training learns from the first {learned} only: to learn "
         f"from all set objective.T_teacher={frames - 1} and objective.T_rollout={frames - context}"

@@ -63,7 +63,7 @@ class TrainRun:
         groups = parameter_groups(job.model, s.optimizer, s.model)
         # The fused step applies the loss scaler inside its kernel, after a slow group's gradients were put aside.
         self.raw_optimizer = PeriodicAdamW(groups, s.optimizer, fused=job.runtime.choice.precision != "fp16")
-        if leaves_parameters_idle(s.model, s.objective):
+        if leaves_parameters_idle(s):
             job.runtime.allow_idle_parameters()
         self.objective, self.optimizer = accelerator.prepare(
             TrainingObjective(job.model, s.objective), self.raw_optimizer

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hopecli.config.schema import ObjectiveSettings
+from hopecli.config.schema import ObjectiveSettings, Settings
 from hopecli.data.clip import ClipBatch
 from hopecli.engine.runtime import Runtime
 from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.losses import training_loss
-from hopecli.objectives.schedules import ObjectivePhase
+from hopecli.objectives.schedules import ObjectivePhase, phase_at
 
 
 class TrainingObjective(nn.Module):
@@ -54,6 +54,13 @@ class StepTensors:
 
     values: Tensor
     clips: int
+
+
+def phases_of(settings: Settings) -> list[tuple[int, ObjectivePhase]]:
+    """The phases that training goes through, each with its first epoch (from 0)."""
+    o = settings.objective
+    epochs = [0, *(change.epoch for change in o.curriculum if 0 < change.epoch < settings.training.epochs)]
+    return [(epoch, phase_at(epoch, initial_phase(o), o.curriculum)) for epoch in epochs]
 
 
 def initial_phase(settings: ObjectiveSettings) -> ObjectivePhase:

@@ -8,6 +8,7 @@ from hopecli.config.schema import Settings
 from hopecli.engine.optim import Group
 
 OF_UPDATES = ("optimizer", "lr", "betas", "weight_decay", "grad_clip", "backprop_through_time")
+OF_CHANGES = ("optimizer", "betas", "weight_decay")  # the others still show in the gradient norms
 
 
 def idle_settings(
@@ -19,11 +20,16 @@ def idle_settings(
     """
     a = settings.adaptation
     idle: dict[str, str] = {}
-    if a.adapt == "none" or a.steps == 0:
-        why = "adaptation.adapt=none" if a.adapt == "none" else "adaptation.steps=0"
-        idle |= dict.fromkeys([*OF_UPDATES, *(["steps"] if a.adapt == "none" else [])], why)
-        if a.memory == "reset" and a.reset_per_clip:
-            idle["reset_per_clip"] = why
+    causes = (
+        ("adaptation.adapt=none", a.adapt == "none", (*OF_UPDATES, "steps")),
+        ("adaptation.steps=0", a.steps == 0, OF_UPDATES),
+        ("adaptation.lr=0", a.lr == 0.0, OF_CHANGES),
+    )
+    resets = ["reset_every", *(["reset_per_clip"] if a.reset_per_clip else [])]
+    unchanged = resets if a.memory == "reset" else []
+    for why, still, keys in causes:
+        if still:
+            idle = dict.fromkeys((*keys, *unchanged), why) | idle
     if a.optimizer == "sgd":
         idle.setdefault("betas", "adaptation.optimizer=sgd")
     if a.weight_decay > 0.0 and not any(group.weight_decay > 0.0 for group in groups):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+CHANGEABLE = ("loss_weight_teacher", "loss_weight_rollout", "T_rollout", "context_frames")
+
 
 @dataclass(frozen=True)
 class ObjectivePhase:
@@ -38,7 +40,7 @@ def phase_at(epoch: int, start: ObjectivePhase, curriculum: Sequence[PhaseChange
     for change in curriculum:
         if change.epoch > epoch:
             break
-        for key in ("loss_weight_teacher", "loss_weight_rollout", "T_rollout", "context_frames"):
+        for key in CHANGEABLE:
             value = getattr(change, key)
             if value is not None:
                 phase = replace(phase, **{key: value})

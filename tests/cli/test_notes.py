@@ -101,10 +101,12 @@ def test_the_overrides_that_inspect_data_prints_are_enough(tmp_path: Path) -> No
 def test_settings_without_effect(tmp_path: Path) -> None:
     ran([*TRAIN, "data.embed_dim=8"], tmp_path)
     look = ["--ckpt", "last", "--device", "cpu"]
-    idle = ["data.batch_size=2", "adaptation.lr=1", "logging.wandb=offline"]
-    outcome = ran(["eval", *look, *idle, "evaluation.batch_size=2"], tmp_path)
+    idle = ["data.batch_size=2", "adaptation.lr=1", "logging.wandb=offline", "logging.log_every=1"]
     keys = ", ".join(text.split("=")[0] for text in idle)
-    assert f"note: this command does not use {keys}\n" in outcome.err
+    outcome = ran(["eval", *look, *idle, "evaluation.batch_size=2", "logging.runs_dir=runs"], tmp_path)
+    assert f"note: this command does not use {keys}\n" in outcome.err  # runs_dir says where `last` is
+    outcome = ran(["eval", "--ckpt", str(only_run(tmp_path)), *idle[:1], "logging.runs_dir=other"], tmp_path)
+    assert "note: this command does not use data.batch_size, logging.runs_dir\n" in outcome.err
     arguments = ["evaluation.batch_size=2", "evaluation.clips=all", "adaptation.steps=1"]
     outcome = ran(["tta", *look, *arguments], tmp_path)
     assert "note: this command does not use evaluation.batch_size\n" in outcome.err
@@ -252,19 +254,3 @@ def test_a_model_that_nobody_named_is_said(preset: str, overrides: list[str], tm
     assert outcome.code == 0, outcome.err
     note = f"note: preset {preset} says nothing of a model: the default vit_ac of full size is trained"
     assert (note in outcome.err.splitlines()) == (preset == "quickstart_tta")
-
-
-def test_parts_of_a_model_that_do_nothing_are_said(tmp_path: Path) -> None:
-    """Narrow heads by their width, slow levels by the length of the run; by a dry run as by training."""
-    hope_model = ["model={kind: hope, cms_update_periods: [1, 4, 16]}", "model.width=8"]
-    command = ["train", "--preset", "quickstart", "--device", "cpu", *TINY, *hope_model]  # 8 steps
-    notes = [
-        "note: 3D RoPE turns nothing in heads of 4 channels (model.width / model.num_heads), it needs 6",
-        "note: CMS levels of model.cms_update_periods 16 take no step in a run of 8: they keep their initial weights",
-    ]
-    for more in (["--dry-run"], []):
-        said = ran([*command, *more], tmp_path).err.splitlines()
-        assert [line for line in said if line in notes] == notes
-    wide = ran([*TRAIN[:-2], "data.embed_dim=8"], tmp_path).err
-    assert "RoPE" not in wide
-    assert "CMS" not in wide

@@ -163,6 +163,10 @@ def test_dry_run_of_a_range_of_the_built_in_clips(tmp_path: Path) -> None:
     outcome = hope([*QUICK, "--dry-run", "data.clip_start=100"], tmp_path)
     assert outcome.code == 3
     assert "the built-in clips: no clip has an id within data.clip_start=100 (got" in one_line(outcome)
+    for more in (["--dry-run"], []):  # one that training refuses
+        outcome = hope([*QUICK, *more, "data.clip_start=19", "data.batch_size=1"], tmp_path)
+        assert outcome.code == 3
+        assert "training needs at least 2 clips, one of them held out (got '1 usable')" in one_line(outcome)
 
 
 def test_dry_run_without_parameters_has_no_gradient_norm(tmp_path: Path) -> None:

@@ -11,6 +11,16 @@ IDLE = "both loss weights are 0"
 NO_TEACHER, NO_ROLLOUT = "loss_weight_teacher: 0.0", "loss_weight_rollout: 0.0"
 
 
+def test_weights_of_0_that_the_first_phase_replaces() -> None:
+    none = ["objective.loss_weight_teacher=0", "objective.loss_weight_rollout=0"]
+    first = "objective.curriculum=[{epoch: 0, %s}]"
+    settings = load_preset("quickstart", [*none, first % "loss_weight_teacher: 1.0"]).settings
+    assert settings.objective.curriculum[0].loss_weight_teacher == 1.0
+    for phase in ("T_rollout: 2", NO_TEACHER):
+        with pytest.raises(SettingsError, match=IDLE):
+            load_preset("quickstart", [*none, first % phase])
+
+
 @pytest.mark.parametrize(
     ("preset", "overrides", "part"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hopecli.config.schema import HopeSettings, ObjectiveSettings
+from hopecli.config.schema import HopeSettings, ObjectiveSettings, Settings, TrainingSettings
 from hopecli.config.schema.objective import CurriculumPhase
 from hopecli.data.clip import ClipBatch
 from hopecli.engine.idle_parameters import leaves_parameters_idle
@@ -50,16 +50,27 @@ def test_what_is_idle_is_known_beforehand(read: Any, truncate: int | None) -> No
             loss_weight_rollout=weights[1],
         )
         idle = idle_in(model, objective, 0) > 0
-        assert leaves_parameters_idle(model, objective) == idle, (teacher, context, horizon, weights)
+        assert leaves_parameters_idle(Settings(model=model, objective=objective)) == idle, (
+            teacher,
+            context,
+            horizon,
+            weights,
+        )
         found.add(idle)
     always, never = (read, truncate) == ("before_write", 1), (read, truncate) == ("after_write", None)
     assert found == ({True} if always else {False} if never else {True, False})
 
 
-def test_a_later_phase_counts() -> None:
+def test_phases_count_that_a_run_goes_through() -> None:
     model = HopeSettings(**SMALL, read="before_write")
     change = CurriculumPhase(epoch=1, loss_weight_rollout=0.0)
+    all_along = CurriculumPhase(epoch=0, loss_weight_rollout=1.0)
     objective = ObjectiveSettings(T_teacher=1, T_rollout=2, curriculum=(change,))
     assert idle_in(model, objective, 0) == 0
     assert idle_in(model, objective, 1) > 0
-    assert leaves_parameters_idle(model, objective)
+    settings = Settings(model=model, objective=objective, training=TrainingSettings(epochs=2))
+    assert leaves_parameters_idle(settings)
+    assert not leaves_parameters_idle(settings.model_copy(update={"training": TrainingSettings(epochs=1)}))
+    first = ObjectiveSettings(T_teacher=1, T_rollout=2, loss_weight_rollout=0.0, curriculum=(all_along,))
+    assert idle_in(model, first, 0) == 0
+    assert not leaves_parameters_idle(settings.model_copy(update={"objective": first}))

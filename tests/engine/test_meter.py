@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,8 +123,12 @@ def test_the_first_step_that_is_not_finite_is_named(place: int, what: str, clock
         add(meter, step, values, clips=1, data_seconds=0.0)
     clock.now += 1.0
     records = meter.flush()
-    with pytest.raises(DivergedError, match=f"{what} is not finite at step 2"):
+    with pytest.raises(DivergedError, match=f"{what} is not finite at step 2") as raised:
         check_finite(records, scale=None)
+    assert "lower optimizer.lr" in str(raised.value.fix)
+    with pytest.raises(DivergedError, match="at step 1") as raised:  # no rate can be to blame
+        check_finite([replace(records[1], step=1)], scale=None)
+    assert "optimizer.lr" not in str(raised.value.fix)
     if place == 3:
         check_finite(records, scale=1.0)  # a loss scaler skips such a step by itself
 

@@ -80,6 +80,8 @@ def test_stochastic_depth_of_one_block(depth: int, drop_path: float, said: bool)
         (["data.num_timesteps=10", "objective.curriculum=[{epoch: 1, T_rollout: 8}]"], 9, 9),
         (["data.num_timesteps=10", "objective.T_rollout=6", "objective.context_frames=3"], 9, 7),
         (["data.num_timesteps=10", "objective.curriculum=[{epoch: 1, context_frames: 2}]"], 9, 8),
+        (["data.num_timesteps=10", "objective.curriculum=[{epoch: 30, T_rollout: 9}]"], 8, 9),  # 30 epochs: too late
+        (["data.num_timesteps=10", "objective.T_rollout=9", "objective.curriculum=[{epoch: 0, T_rollout: 7}]"], 8, 9),
     ],
 )
 def test_frames_that_no_phase_learns_from(overrides: list[str], learned: int | None, rollout: int) -> None:

@@ -51,7 +51,15 @@ def test_memory_is_carried_nowhere_when_each_clip_resets_it() -> None:
 def test_periods_of_a_baseline_that_does_not_run() -> None:
     assert idle(reset_every=3) == {"reset_every"}
     assert idle("periodic_reset", reset_every=3) == set()
+    assert idle("periodic_reset", reset_every=3, steps=0) == {"reset_every"}
     assert idle("periodic_reset", reset_every=3, reset_per_clip=True) == {"reset_every"}
+
+
+def test_steps_of_length_0() -> None:
+    given: dict[str, Any] = {"optimizer": "adam", **BETAS, "weight_decay": 0.1, "grad_clip": 1.0, "steps": 3}
+    assert idle(**given, adapt="attn_proj", lr=0.0) == {"optimizer", "betas", "weight_decay"}
+    assert idle("periodic_reset", reset_every=3, reset_per_clip=True, lr=0.0) == {"reset_every", "reset_per_clip"}
+    assert idle("periodic_reset", kind="hope", reset_every=3, memory="carry", lr=0.0) == set()
 
 
 def test_without_updates_what_they_take_is_idle() -> None:

@@ -70,7 +70,9 @@ class AdaptationSettings(Section):
         None, description="rollout steps; null = as many as data.num_timesteps leaves"
     )
     precision: Precision = Field("fp32", description="precision of the passes")
-    order_seed: Count | None = Field(None, description="seed of the stream's order; null = clip id order")
+    order_seed: Count | None = Field(
+        None, description="seed of the stream's order; null = clip id order (with orders above 1: 0)"
+    )
     orders: PositiveInt = Field(1, description="how many seeded orders to repeat the stream in")
     reset_every: PositiveInt = Field(100, description="clips between resets of the periodic_reset baseline")
     seed: Count = Field(0, description="seed of the bootstrap")
