@@ -147,6 +147,7 @@ def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:
         "T_rollout": min(o.T_rollout, frames - context),
         "context_frames": context,
         "curriculum": (),
+        "loss_weight_rollout": o.loss_weight_rollout or 1.0,  # not used here, but 0 beside a teacher's 0 is refused
     }
     return trained_under.model_copy(update={"objective": o.model_copy(update=windows)})
 
@@ -251,8 +252,7 @@ def held_out_or_all(trained: Trained, which: str, say: Callable[[str], None]) ->
             say(line)
         d, then = trained.settings.data, trained.trained_under.data
         part = "" if (d.clip_start, d.clip_end) == (then.clip_start, then.clip_end) else _ids(d)
-        names = list(usable.values())
-        return ChosenClips(store, names, "held out from training", f"held_out{part}", 0, skipped, left_out)
+        return ChosenClips(store, [*usable.values()], "held out from training", f"held_out{part}", 0, skipped, left_out)
     if which == "auto" and left_out:
         say(f"note: none of the {len(left_out)} held-out clips is left ({reasons}): all other clips are taken")
     usable, skipped = usable_clips(store)

@@ -97,7 +97,7 @@ def train_command(
     settings = request.resolved.settings
     runtime = start_runtime(settings.training, settings.training.precision, resumed=resume is not None)
     require_right_numbers(settings.model.kind, runtime, learning=True)
-    say_notes(request.resolved, runtime, resumed=resume is not None)
+    say_notes(request.resolved, runtime, resume=resume)
     if dry_run:
         from hopecli.cli.dry_run import dry_run_report
 

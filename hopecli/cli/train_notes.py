@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from hopecli.engine.runtime import Runtime
 
 
-def say_notes(resolved: Resolved, runtime: Runtime, *, resumed: bool) -> None:
-    """Say it where a device may add up the weight gradients of this run wrongly, and what does nothing."""
+def say_notes(resolved: Resolved, runtime: Runtime, *, resume: str | None) -> None:
+    """Say it where a device may add up the weight gradients of this run wrongly, and what does nothing.
+
+    resume: what --resume names, None for a new run.
+    """
     from hopecli.config.load import COMMAND_LINE
     from hopecli.engine.long_sums import long_sums_note
     from hopecli.engine.model_notes import drop_path_note, rope_note, unlearned_frames_note
@@ -24,9 +27,10 @@ def say_notes(resolved: Resolved, runtime: Runtime, *, resumed: bool) -> None:
     for note in (long_sums_note(settings, runtime.choice), *notes):
         if note is not None:
             say(note)
-    if resumed:  # all is as it was, and said then
-        return
-    idle = idle_settings([key for key, origin in origins.items() if origin == COMMAND_LINE], settings)
+    asked = [key for key, origin in origins.items() if origin == COMMAND_LINE]
+    idle = idle_settings(asked, settings)
+    if resume not in (None, "last") and "logging.runs_dir" in asked:
+        idle["logging.runs_dir"] = "a run goes on where it is"
     if origins["objective.curriculum"] != COMMAND_LINE:  # a preset's own value meets the phases of the one it extends
         replaced = replaced_settings(settings.objective)
         idle |= {key: why for key, why in replaced.items() if origins[key] == resolved.name}

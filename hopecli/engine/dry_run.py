@@ -12,7 +12,7 @@ from hopecli.data.clip import ClipBatch
 from hopecli.engine.memory import peak_memory, reset_peak_memory
 from hopecli.engine.optim import waiting_parameters
 from hopecli.engine.runtime import Runtime
-from hopecli.engine.train_step import TrainingObjective, phases_of
+from hopecli.engine.train_step import TrainingObjective, phases_of, seed_step
 from hopecli.models.build import build_model
 from hopecli.models.protocol import PredictorModule
 from hopecli.objectives.schedules import ObjectivePhase
@@ -56,6 +56,7 @@ def forward_backward(
     """One training forward and backward as in `phase`; gradients are dropped afterwards."""
     _warm_up(settings, runtime, phase)
     model.to(runtime.device).train()
+    seed_step(settings.training.seed, 0, runtime.rank)  # as the first step of a run
     objective = TrainingObjective(model, settings.objective)
     batch = clips.to(runtime.device)
     before = reset_peak_memory(runtime.device)

@@ -16,9 +16,7 @@ from hopecli.engine.train_step import StepTensors
 from hopecli.errors import DivergedError
 
 _SMALLEST_SCALE = 1e-3  # it starts at 65536 and halves with each step skipped; gradients of 1e7 would still fit
-_UNTRAINED = (
-    "nothing is learned yet: look at the clips (hope inspect-data DIR --deep), objective.loss_exp and the weights"
-)
+_UNTRAINED = "nothing is learned yet: look at the clips (hope inspect-data DIR --deep), the loss weights and loss_exp"
 _CALMER = "lower optimizer.lr or set a smaller optimizer.grad_clip and start again"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hopecli.config.schema import HopeSettings, ModelSettings, Settings, ViTACSettings
+from hopecli.config.schema import CopyLastSettings, HopeSettings, ModelSettings, Settings, ViTACSettings
 from hopecli.engine.idle_parameters import learned_frames
 from hopecli.engine.train_step import phases_of
 from hopecli.models.rope import part_width
@@ -48,7 +48,7 @@ def length_notes(settings: Settings, total_steps: int | None) -> list[str]:
     still = None if total_steps is None else still_levels_note(settings.model, total_steps)
     notes = [] if still is None else [still]
     late = [phase.epoch for phase in settings.objective.curriculum if phase.epoch >= epochs]
-    if late:
+    if late and not isinstance(settings.model, CopyLastSettings):
         notes.append(f"note: training.epochs={epochs} ends before the curriculum's phase of epoch {late[0]}")
     if total_steps is not None and every > total_steps:
         notes.append(f"note: logging.diagnostics_every={every}: a run of {total_steps} steps has no diagnostics")
@@ -65,8 +65,11 @@ def unlearned_frames_note(settings: Settings) -> str | None:
     learned = 2 + max(max(learned_frames(phase, o.T_teacher)) for phase in phases)  # it is predicted from, and target
     if learned >= frames:
         return None
-    context = max(phase.context_frames for phase in phases)
+    horizon = frames - max(o.context_frames, *(phase.context_frames for phase in phases))
+    steps = f"objective.T_rollout={horizon}"
+    if any(phase.T_rollout != o.T_rollout for phase in phases):
+        steps = f"T_rollout={horizon} in objective.curriculum"
     return (
         f"note: clips are read with {frames} frames, of which training learns from the first {learned} only: to learn "
-        f"from all set objective.T_teacher={frames - 1} and objective.T_rollout={frames - context}"
+        f"from all set objective.T_teacher={frames - 1} and {steps}"
     )

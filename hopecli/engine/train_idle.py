@@ -25,9 +25,10 @@ def replaced_settings(objective: ObjectiveSettings) -> dict[str, str]:
     if first is None:
         return {}
     changes = {key: getattr(first, key) for key in CHANGEABLE}
+    ways = dict.fromkeys(CHANGEABLE, "change it, or drop it with objective.curriculum=[]")
+    ways["context_frames"] = "validation and hope eval use it"
     return {
-        f"objective.{key}": f"objective.curriculum begins with {key}: {value:g}; change it, or drop it with "
-        "objective.curriculum=[]"
+        f"objective.{key}": f"objective.curriculum begins with {key}: {value:g}; {ways[key]}"
         for key, value in changes.items()
         if value is not None and value != getattr(objective, key)
     }
@@ -35,10 +36,12 @@ def replaced_settings(objective: ObjectiveSettings) -> dict[str, str]:
 
 def idle_settings(asked: Collection[str], settings: Settings) -> dict[str, str]:
     """Those of the dotted keys `asked` that change nothing in this training run -> the setting that makes them idle."""
+    idle = dict(_idle(settings))
     if isinstance(settings.model, CopyLastSettings):
         why = "a copy_last model has no parameters to train"
-        return {key: why for key in asked if key.startswith(OF_LEARNING) and not key.startswith(_USED)}
-    idle = dict(_idle(settings)) | replaced_settings(settings.objective)
+        idle |= {key: why for key in asked if key.startswith(OF_LEARNING) and not key.startswith(_USED)}
+    else:
+        idle |= replaced_settings(settings.objective)
     return {key: idle[key] for key in asked if key in idle}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.runner import TINY
+from tests.cli.runner import TINY, only_run
 from tests.cli.test_notes import TRAIN, ran
 
 
@@ -26,8 +26,20 @@ def test_settings_that_do_nothing_are_said(tmp_path: Path) -> None:
     shrink = [*TINY, "data.source=physics", "data.workers=0", "--dry-run", "--device", "cpu"]
     assert "loss_weight_teacher (" in ran(["train", "--preset", str(mine), *shrink], tmp_path).err
     assert "without effect" not in ran(["train", "--preset", "vjepa2_ac", *shrink], tmp_path).err
-    resumed = ran(["train", "--resume", "last"], tmp_path).err
-    assert "without effect" not in resumed
+    assert "without effect" not in ran(["train", "--resume", "last"], tmp_path).err
+    idle = ["data.max_skipped=0.4", "logging.runs_dir=runs"]
+    because = "data.max_skipped (data.on_error=error)"
+    assert f"note: without effect on training: {because}\n" in ran(["train", "--resume", "last", *idle], tmp_path).err
+    err = ran(["train", "--resume", str(only_run(tmp_path)), *idle], tmp_path).err
+    assert f"training: {because}, logging.runs_dir (a run goes on where it is)\n" in err
+
+
+def test_a_run_whose_first_phase_alone_has_weights_is_scored_on_shorter_clips(tmp_path: Path) -> None:
+    none = ["objective.loss_weight_teacher=0", "objective.loss_weight_rollout=0"]
+    phases = "objective.curriculum=[{epoch: 0, loss_weight_teacher: 1.0}]"
+    ran([*TRAIN, "data.embed_dim=8", *none, phases], tmp_path)
+    for command in (["eval"], ["tta", "adaptation.steps=1"]):
+        ran([*command, "--ckpt", "last", "--device", "cpu", "data.num_timesteps=6"], tmp_path)
 
 
 def test_a_run_too_short_for_diagnostics_is_said(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_the_first_step_that_is_not_finite_is_named(place: int, what: str, clock
     with pytest.raises(DivergedError, match="at step 1") as raised:  # no rate can be to blame
         check_finite([replace(records[1], step=1)], scale=None)
     assert "optimizer.lr" not in str(raised.value.fix)
+    assert "the loss weights and loss_exp" in str(raised.value.fix)
     if place == 3:
         check_finite(records, scale=1.0)  # a loss scaler skips such a step by itself
 

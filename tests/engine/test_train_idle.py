@@ -33,6 +33,7 @@ def idle(preset: str, *overrides: str) -> set[str]:
         ("model.rope", "exact", "quickstart_hope", "model.use_rope=false", "model.use_rope=true"),
         ("model.num_heads", "2", "quickstart_hope", "model.use_rope=false", "model.use_rope=true"),
         ("optimizer.lr", "1e-3", "quickstart", COPY_LAST, "seed=1"),
+        ("data.max_skipped", "0.5", "baseline_identity", "data.on_error=error", "data.on_error=skip"),
         ("training.accumulate", "2", "quickstart", COPY_LAST, "seed=1"),
         ("objective.loss_weight_teacher", "0.5", "quickstart", COPY_LAST, "seed=1"),
         ("objective.T_rollout", "2", "quickstart", "objective.curriculum=[{epoch: 0, T_rollout: 3}]", COPY_LAST),
