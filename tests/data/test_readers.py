@@ -209,4 +209,6 @@ def test_ctrl_c_ends_no_reader(groups: str, tmp_path: Path) -> None:
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("['SIGINT', 'SIGINT']\n", "", 0)
+    # Python's tracker of semaphores may find at the end that one has gone already (seen once, on a busy machine).
+    said = [line for line in done.stderr.splitlines() if "resource_tracker" not in line]
+    assert (done.stdout, said, done.returncode) == ("['SIGINT', 'SIGINT']\n", [], 0)
