@@ -88,6 +88,7 @@ def share_held(clips: int) -> float:
     return float(np.mean(held))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", SHARE_HELD)
 def test_how_often_an_interval_over_few_clips_holds_the_mean(clips: int) -> None:
     # The mean of 8,000 answers is known to 0.006, that of four tables to 0.005: two standard deviations of both.
@@ -97,6 +98,7 @@ def test_how_often_an_interval_over_few_clips_holds_the_mean(clips: int) -> None
     assert f"about {SHARE_HELD[clips]} %" in line
 
 
+@pytest.mark.slow
 def test_enough_clips_for_an_interval() -> None:
     assert share_held(ENOUGH_CLIPS) > 0.91
     assert too_narrow(ENOUGH_CLIPS - 1) is not None

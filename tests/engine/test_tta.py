@@ -37,6 +37,8 @@ from tests.engine.streams import (
     shared_clips,
 )
 
+HOPE_IS_SLOW = [pytest.param(*case, marks=pytest.mark.slow) if case[0] == "hope" else case for case in CONTINUAL]
+
 
 @pytest.mark.parametrize(("kind", "changes"), CONTINUAL)
 def test_without_a_learning_rate_online_is_frozen(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_a_score_does_not_see_targets_beyond_the_scored_ones(
     assert one[1]["online"] != three[1]["online"]
 
 
-@pytest.mark.parametrize(("kind", "changes"), CONTINUAL)
+@pytest.mark.parametrize(("kind", "changes"), HOPE_IS_SLOW)
 def test_with_reset_per_clip_the_order_changes_no_score(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
     clips = noise_clips(4)
     backwards = dict(reversed(clips.items()))
@@ -125,7 +127,7 @@ def test_on_clips_that_share_something_online_improves(tmp_path: Path) -> None:
     assert record.rows[0].online == record.rows[0].frozen  # nothing was known before the first clip
 
 
-@pytest.mark.parametrize(("kind", "changes"), CONTINUAL)
+@pytest.mark.parametrize(("kind", "changes"), HOPE_IS_SLOW)
 @pytest.mark.parametrize("broken", ["unreadable", "nan"])
 def test_a_broken_clip_leaves_no_trace(kind: str, changes: dict[str, Any], broken: str, tmp_path: Path) -> None:
     s, clips = settings(kind, **changes), noise_clips(4)

@@ -30,11 +30,17 @@ class StopAfter(NullStreamSink):
 
 
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [("vit_ac", {"optimizer": kind}) for kind in ("adam", "sgd")]
+EVERYWHERE, *ONCE = [(*case, 3) for case in CONTINUAL]  # the suite runs with two sets of versions
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "count"),
-    [*((*case, 3) for case in CONTINUAL + OPTIMIZERS), *((*CONTINUAL[0], count) for count in (4, 6))],
+    [
+        EVERYWHERE,
+        *((*case, 3) for case in OPTIMIZERS),
+        *((*CONTINUAL[0], count) for count in (4, 6)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ONCE),
+    ],
 )
 def test_interrupted_and_resumed_is_uninterrupted(
     kind: str, changes: dict[str, Any], count: int, tmp_path: Path
