@@ -130,12 +130,12 @@ def written(
 
 
 @contextmanager
-def accessed(where: str | PathLike[str], *, kind: type[HopeError], fix: str = CHECK_ACCESS) -> Iterator[None]:
+def accessed(where: str | PathLike[str], *, kind: type[HopeError]) -> Iterator[None]:
     """Around code that looks for or reads `where`: a system error (no permission, lost mount, ...) becomes a `kind`."""
     try:
         yield
     except OSError as error:
-        raise kind(f"cannot be read: {error.strerror or error}", where=str(where), fix=fix) from error
+        raise kind(f"cannot be read: {error.strerror or error}", where=str(where), fix=CHECK_ACCESS) from error
 
 
 def exists(path: str | PathLike[str]) -> bool:

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +60,6 @@ class DeviceChoice:
     device_reason: str
     precision_reason: str
     device_label: str
-    notes: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True)

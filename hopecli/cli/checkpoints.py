@@ -37,7 +37,6 @@ class Trained:
     settings: Settings
     trained_under: Settings
     model: PredictorModule
-    data_dir: str | None
 
     @property
     def adapted_on(self) -> set[str]:
@@ -133,7 +132,7 @@ def load_trained(
     if recorded is not None and settings.data.data_dir != recorded and not elsewhere:
         say(f"note: {recorded}, which it was trained on, has gone: HOPE_DATA_DIR={settings.data.data_dir} is used")
     trained_under = with_data_folder(trained_under, recorded=True)
-    return Trained(checkpoint, settings, trained_under, model_of(checkpoint, trained_under), data_dir)
+    return Trained(checkpoint, settings, trained_under, model_of(checkpoint, trained_under))
 
 
 def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:

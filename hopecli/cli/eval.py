@@ -183,7 +183,7 @@ def report(evaluation: Evaluation, *, json: bool) -> None:
                 f"warning: an error is not finite (NaN or infinite) on {len(lost)} of {found.clips} clips, the first "
                 f"{lost[0]}: means of the rows concerned are not known (null in results.json, which lists the clips)"
             )
-        still = found.clips - (found.clips_with_ratio or 0)
+        still = found.clips - found.clips_with_ratio
         if still:
             say(
                 f"note: {still} of {found.clips} clips have a predicted frame that equals the first, hence no error "

@@ -53,7 +53,6 @@ class Request:
     resolved: Resolved
     resume: Path | None
     checkpoint: Path | None
-    json: bool
 
 
 def train_command(
@@ -86,7 +85,7 @@ def train_command(
     ):
         if value is not None:
             flags.append(override(key, value))
-    request = resolve_settings(preset, [*(overrides or []), *flags], resume, json=json)
+    request = resolve_settings(preset, [*(overrides or []), *flags], resume)
     if print_config:
         from hopecli.config.explain import to_tree, to_yaml
 
@@ -107,7 +106,7 @@ def train_command(
         report(run(build(request, runtime, lock)), runtime, json=json)
 
 
-def resolve_settings(preset: str | None, overrides: list[str], resume: str | None, *, json: bool) -> Request:
+def resolve_settings(preset: str | None, overrides: list[str], resume: str | None) -> Request:
     """Settings of a preset, or of the run to resume (which takes no preset and changes nothing it trains on)."""
     from dataclasses import replace
 
@@ -134,7 +133,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
         idle = [key for key in HOPE_KEYS if key in asked and kind != "hope"]
         if idle:
             say(f"note: a {kind} model does not use {', '.join(idle)}")
-        return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, None, json)
+        return Request(replace(resolved, settings=with_data_folder(resolved.settings)), None, None)
     if preset is not None:
         raise SettingsError("cannot be combined with --preset", where="--resume", fix="a run knows its own settings")
     allowed = ("data.source", "data.data_dir", "data.workers", *LEAVING_OUT, *FREE_KEYS, "logging.")
@@ -155,7 +154,7 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
     name = str(checkpoint.info.get("preset", run_dir.parent.name))
     resolved = load_tree(checkpoint.settings, overrides, name=name, origin=f"run {run_dir}")
     settings = with_data_folder(resolved.settings, recorded=not gives_clips(overrides))
-    return Request(replace(resolved, settings=settings), run_dir, source, json)
+    return Request(replace(resolved, settings=settings), run_dir, source)
 
 
 def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:

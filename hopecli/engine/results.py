@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -69,13 +69,14 @@ class TrainSummary:
     clips_per_second: float | None
     loss: float | None
     validation: ValidationRecord | None
-    skipped_clips: int = 0
-    seed: int | None = None  # training.seed
+    skipped_clips: int
+    seed: int  # training.seed
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over clips with its 95 % bootstrap interval; low and high are None with fewer than two clips."""
+    """A mean over clips with its 95 % bootstrap interval; low and high are None with fewer than two clips, or where the
+    mean is not finite."""
 
     mean: float
     low: float | None
@@ -101,10 +102,10 @@ class EvalRow:
     cosine_per_horizon: list[Interval]
     error_to_signal: float | None
     error_to_signal_per_horizon: list[float | None]
-    relative_per_clip: Interval | None = None
-    relative_per_clip_per_horizon: list[Interval | None] = field(default_factory=list)
-    error_to_signal_per_clip: Interval | None = None
-    error_to_signal_per_clip_per_horizon: list[Interval | None] = field(default_factory=list)
+    relative_per_clip: Interval | None
+    relative_per_clip_per_horizon: list[Interval | None]
+    error_to_signal_per_clip: Interval | None
+    error_to_signal_per_clip_per_horizon: list[Interval | None]
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,18 @@ class EvalResults:
     action_sensitivity_relative: float | None
     ratio_to_copy_last: float | None
     seconds: float
-    worst_clips: list[str] = field(default_factory=list)
-    skipped_clips: dict[str, str] = field(default_factory=dict)
-    preset: str | None = None  # that the checkpoint was trained with
-    step: int | None = None  # that the checkpoint was saved after
-    epoch: int | None = None  # of that step, from 0
-    seed: int | None = None
-    bootstrap_samples: int | None = None
-    T_teacher: int | None = None
-    training_seed: int | None = None
-    read_as: dict[str, Any] = field(default_factory=dict)
-    clips_with_ratio: int | None = None
-    clips_not_finite: list[str] = field(default_factory=list)
+    worst_clips: list[str]
+    skipped_clips: dict[str, str]
+    preset: str | None  # that the checkpoint was trained with
+    step: int | None  # that the checkpoint was saved after
+    epoch: int | None  # of that step, from 0
+    seed: int
+    bootstrap_samples: int | None
+    T_teacher: int
+    training_seed: int
+    read_as: dict[str, Any]
+    clips_with_ratio: int
+    clips_not_finite: list[str]
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Bench:
     matmul: dict[str, float]
     bandwidth: float
     timings: tuple[Timing, ...]
-    rollout_speedup: float | None
+    rollout_speedup: float
     loader_clips_per_second: float | None
     loader_workers: int | None
     static_bytes: int

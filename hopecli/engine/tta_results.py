@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hopecli.engine.results import Interval
@@ -149,7 +149,7 @@ class TtaResults:
     device: str
     precision: str
     seconds: float
-    stopped_by: str | None = None
-    skipped_clips: dict[str, str] = field(default_factory=dict)
-    bootstrap_samples: int | None = None
-    training_seed: int | None = None
+    stopped_by: str | None
+    skipped_clips: dict[str, str]
+    bootstrap_samples: int | None
+    training_seed: int | None

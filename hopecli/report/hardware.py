@@ -128,7 +128,6 @@ def _timing_row(t: Timing) -> list[str]:
 
 
 def _more(bench: Bench) -> Mapping[str, Any]:
-    speedup = None if bench.rollout_speedup is None else f"{bench.rollout_speedup:.1f} times faster than recomputing"
     loader = None
     if bench.loader_clips_per_second is not None:
         loader = f"{bench.loader_clips_per_second:.1f} clips/s with {bench.loader_workers} processes"
@@ -137,7 +136,7 @@ def _more(bench: Bench) -> Mapping[str, Any]:
     if bench.largest_batch_estimated is not None:
         largest = f"{bench.largest_batch_estimated} clips estimated{tried} ({_gib(bench.free_bytes)} free)"
     return {
-        "rollout with memory": speedup,
+        "rollout with memory": f"{bench.rollout_speedup:.1f} times faster than recomputing",
         "loader": loader,
         "weights, gradients, AdamW": _gib(bench.static_bytes),
         "activations per clip": _gib(bench.activation_bytes_per_clip),

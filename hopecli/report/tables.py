@@ -188,8 +188,7 @@ def eval_tables(results: EvalResults) -> list[Table]:
 
 def _teacher_title(results: EvalResults) -> str:
     """With the frames it is of: a run's validation takes those of objective.T_teacher."""
-    frames = results.T_teacher
-    return "teacher-forced L1" + ("" if frames is None else f", frames 1 to {frames}")
+    return f"teacher-forced L1, frames 1 to {results.T_teacher}"
 
 
 def preset_table(names: Mapping[str, str]) -> Table:

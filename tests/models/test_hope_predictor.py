@@ -145,7 +145,7 @@ def test_a_walk_is_its_blocks_each_with_its_own_memory() -> None:
 def test_memory_and_continuum_parameters_are_disjoint_and_named() -> None:
     model = small()
     groups = [list(model.memory_parameters())]
-    groups += [list(model.cms_parameters(level)) for level in range(model.cms_levels)]
+    groups += [list(model.cms_parameters(level)) for level in range(2)]
     names = {id(p): name for name, p in model.named_parameters()}
     assert [len(group) for group in groups] == [2 * 2, 2 * 6, 2 * 6]
     found = [names[id(p)] for group in groups for p in group]

@@ -79,6 +79,8 @@ SUMMARY = TrainSummary(
     clips_per_second=56.78,
     loss=0.65432,
     validation=VALIDATION,
+    skipped_clips=0,
+    seed=7,
 )
 
 
@@ -120,6 +122,18 @@ EVAL = EvalResults(
     action_sensitivity_relative=0.234,
     ratio_to_copy_last=0.5025,
     seconds=6.54,
+    worst_clips=[],
+    skipped_clips={},
+    preset="p",
+    step=None,
+    epoch=None,
+    seed=11,
+    bootstrap_samples=1000,
+    T_teacher=2,
+    training_seed=7,
+    read_as={},
+    clips_with_ratio=16,
+    clips_not_finite=[],
 )
 
 DRY_RUN = DryRun(
@@ -235,4 +249,8 @@ TTA = TtaResults(
     device="cpu",
     precision="fp32",
     seconds=98.7,
+    stopped_by=None,
+    skipped_clips={},
+    bootstrap_samples=1000,
+    training_seed=7,
 )

@@ -202,13 +202,12 @@ def test_the_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_without_what_was_not_measured() -> None:
     less = replace(
         BENCH,
-        rollout_speedup=None,
         loader_clips_per_second=None,
         activation_bytes_per_clip=None,
         largest_batch_tried=None,
     )
     shown = pairs(bench_tables(less)[2])
-    assert {shown[key] for key in ("rollout with memory", "loader", "activations per clip")} == {"not measured"}
+    assert {shown[key] for key in ("loader", "activations per clip")} == {"not measured"}
     assert shown["largest batch"] == "270 clips estimated (70.00 GiB free)"
     unknown = replace(less, largest_batch_estimated=None)
     assert pairs(bench_tables(unknown)[2])["largest batch"] == "not measured"

@@ -103,14 +103,9 @@ def test_actions_that_make_no_difference(share: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "shown"),
-    [
-        (None, "teacher-forced L1"),  # results of an earlier version
-        (4, "teacher-forced L1, frames 1 to 4"),
-        (7, "teacher-forced L1, frames 1 to 7"),
-    ],
+    ("frames", "shown"), [(4, "teacher-forced L1, frames 1 to 4"), (7, "teacher-forced L1, frames 1 to 7")]
 )
-def test_teacher_forced_frames_are_named(frames: int | None, shown: str) -> None:
+def test_teacher_forced_frames_are_named(frames: int, shown: str) -> None:
     """A run's validation takes those of objective.T_teacher, an evaluation all up to the rollout's last."""
     assert shown in pairs(eval_tables(replace(EVAL, T_teacher=frames))[-1])
 

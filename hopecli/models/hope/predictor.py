@@ -68,7 +68,6 @@ class HopePredictor(TokenPredictor):
         )
         self.activation_checkpointing = activation_checkpointing
         self.truncate_memory_gradient = truncate_memory_gradient
-        self.cms_levels = len(cms_multipliers)
         self.hope_blocks = nn.ModuleList(
             HopeBlock(
                 width=width,
@@ -100,7 +99,7 @@ class HopePredictor(TokenPredictor):
             yield from block.memories.parameters()
 
     def cms_parameters(self, level: int) -> Iterator[nn.Parameter]:
-        """Parameters of one continuum level in every block, 0 <= level < `cms_levels`, fast to slow."""
+        """Parameters of one continuum level in every block, 0 <= level < len(cms_multipliers), fast to slow."""
         for block in self.blocks():
             yield from block.cms[level].parameters()
 
