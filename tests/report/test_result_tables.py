@@ -90,7 +90,7 @@ def test_evaluation_without_anything_that_moves_has_no_ratio_per_clip() -> None:
 def test_evaluation_facts() -> None:
     facts = pairs(eval_tables(EVAL)[-1])
     assert facts["model / copy-last"] == "0.5025"
-    assert facts["teacher-forced L1"] == "0.1500 [0.1470, 0.1550]"
+    assert facts["teacher-forced L1, frames 1 to 2"] == "0.1500 [0.1470, 0.1550]"
     assert facts["action sensitivity"] == "0.0700 [0.0670, 0.0750], shuffled actions are 23.4 % worse"
     assert not {"WARNING", "worst clips"} & set(facts)
 
@@ -125,7 +125,7 @@ def test_evaluation_without_actions_or_teacher() -> None:
         ratio_to_copy_last=None,
     )
     facts = pairs(eval_tables(less)[-1])
-    assert (facts["model / copy-last"], facts["teacher-forced L1"]) == ("-", "not measured")
+    assert (facts["model / copy-last"], facts["teacher-forced L1, frames 1 to 2"]) == ("-", "not measured")
     assert "action sensitivity" not in facts
 
 
