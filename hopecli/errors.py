@@ -1,5 +1,5 @@
 """Every error a user can cause, each with its exit code, how files are looked at so that none of them is missed, and
-which of several processes says it.
+which of several processes says it; and how words are shown, or given to be typed.
 
 A message says what is wrong, where, the value found and how to fix it.
 """
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
+import subprocess
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 
 CHECK_ACCESS = "check that it is there and may be read"
 FREE_SPACE = "make it writable or free disk space"
@@ -32,6 +36,12 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The same with line breaks as their escapes too."""
     return printable(text).replace("\n", "\\n")
+
+
+def command_line(words: Sequence[str]) -> str:
+    """What a user is to type, as one line quoted for the shell: in double quotes on Windows, whose shells take single
+    quotes literally."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def _steers(character: str) -> bool:
@@ -145,6 +155,11 @@ def exists(path: str | PathLike[str]) -> bool:
     at passes for missing.
     """
     return _mode(path) is not None
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the folder above it that is there: where it would be made."""
+    return next(place for place in (path, *path.absolute().parents) if exists(place))
 
 
 def is_file(path: str | PathLike[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,20 @@ import pytest
 import torch
 
 from hopecli import errors
-from hopecli.errors import AbortedError, CheckpointError, DataError, HopeError, exists, is_dir, is_file, written
+from hopecli.errors import (
+    AbortedError,
+    CheckpointError,
+    DataError,
+    HopeError,
+    command_line,
+    exists,
+    is_dir,
+    is_file,
+    nearest_existing,
+    written,
+)
+
+WORDS = ["hope", "train", r"C:\Users\me\my runs", "data.grid=2"]
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
@@ -118,3 +132,21 @@ def test_what_may_not_be_looked_at_is_not_missing(look: Callable[[Path], bool], 
             look(closed / "file")
     finally:
         closed.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("platform", "line"),
+    [("linux", shlex.join(WORDS)), ("win32", r'hope train "C:\Users\me\my runs" data.grid=2')],
+)
+def test_words_are_quoted_for_the_shell_of_the_system(
+    platform: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    assert command_line(WORDS) == line
+
+
+def test_the_nearest_place_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nearest_existing(tmp_path) == tmp_path
+    assert nearest_existing(tmp_path / "a/b/c") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert nearest_existing(Path("a/b")) == tmp_path

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hopecli.cli.common import check_built_in, data_overrides, gives_clips, override, with_data_folder
+from hopecli.cli.common import check_built_in, data_overrides, gives_clips, open_store, override, with_data_folder
 from hopecli.cli.recognise import GONE, all_readable, compare_inputs, held_out_here, readings_of, recognised
 from hopecli.cli.resume import newest_run, note_stand_in
 from hopecli.errors import CheckpointError, HopeError, SettingsError, accessed, exists, is_file
@@ -103,15 +103,15 @@ def load_trained(
     if checkpoint.run_dir is None:  # a file from elsewhere does not say where results go and on which device
         training = {key: value for key, value in (tree.get("training") or {}).items() if key != "device"}
         tree = {**tree, "training": training, "logging": {}}
-    if preset is not None:
-        tree = merge(tree, section_tree(preset, PRESET_SECTIONS))
+    sections = {} if preset is None else section_tree(preset, PRESET_SECTIONS)
+    tree = merge(tree, sections)
     given = data_overrides(data_dir)
     asked = overridden(overrides)
     at_home = () if newest or checkpoint.run_dir is None else ("logging.runs_dir",)  # results go to the run
     if idle := [key for key in asked if key.startswith((*unused, *at_home)) and key != "evaluation.clips"]:
         say(f"note: this command does not use {', '.join(idle)}")
     section = "adaptation" if "evaluation." in unused else "evaluation"
-    if preset is not None and section not in section_tree(preset, PRESET_SECTIONS):
+    if preset is not None and section not in sections:
         say(f"note: preset {preset} has no {section} section: that of the checkpoint is used")
     replaced: list[str] = []
     if data_dir is None and asked.get("data.source") == "physics":  # a recorded folder has no part in built-in clips
@@ -170,14 +170,6 @@ def _require_same_model(settings: Settings, trained_under: Settings) -> None:
         raise SettingsError("belongs to the checkpoint", where=wrong[0], value=asked.get(wrong[0]), fix="leave it out")
     if wrong:
         raise SettingsError("belong to the checkpoint", where=", ".join(wrong), fix="leave them out")
-
-
-def open_store(settings: Settings, say: Callable[[str], None]) -> ClipStore:
-    """The clips of these settings; built-in ones are made where they are not in the cache."""
-    from hopecli.data.source import clips_folder
-    from hopecli.data.store import ClipStore
-
-    return ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
 
 
 def training_split(trained: Trained, say: Callable[[str], None]) -> Split | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from hopecli.errors import DeviceError, SettingsError, is_dir, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings, TrainingSettings
+    from hopecli.data.store import ClipStore
     from hopecli.engine.runtime import Runtime
     from hopecli.hardware import DeviceChoice
 
@@ -242,3 +243,11 @@ def make_run_dir(parent: Path) -> Path:
                 continue
             return folder
     raise AssertionError("a thousand runs started in one second")
+
+
+def open_store(settings: Settings, say: Callable[[str], None]) -> ClipStore:
+    """The clips of these settings; built-in ones are made where they are not in the cache."""
+    from hopecli.data.source import clips_folder
+    from hopecli.data.store import ClipStore
+
+    return ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hopecli.errors import CheckpointError, exists
+from hopecli.errors import CheckpointError, nearest_existing
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -28,7 +28,7 @@ def require_space(folder: Path, settings: Settings, model: PredictorModule, *, n
     one = weights + _MOMENTS * sum(p.numel() for p in model.parameters() if p.requires_grad)
     one += _SUM * sum(p.numel() for p in waiting_parameters(model, settings.optimizer, settings.model))
     try:
-        disk = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if exists(path)))
+        disk = shutil.disk_usage(nearest_existing(folder))
     except OSError:  # whoever writes there says so
         return None
     if not disk.total:  # some network disks do not say

@@ -83,10 +83,10 @@ def measure(resolved: Resolved, runtime: Runtime) -> DryRun:
 
 def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBatch, int | None, int | None, str]:
     """A batch with the numbers of training and held-out clips where there are clips; says what a run would of them."""
+    from hopecli.cli.common import open_store
     from hopecli.cli.train_clips import warn_of_inputs
     from hopecli.data.folder import clip_names, select_ids
     from hopecli.data.loader import collate, require_all
-    from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, split_ids, too_few
     from hopecli.data.store import ClipStore
     from hopecli.engine.dry_run import random_batch
@@ -107,7 +107,7 @@ def _batch(s: Settings, clips: int, say: Callable[[str], None]) -> tuple[ClipBat
         return batch, len(train), len(held_out), "built-in clips"
     if s.data.data_dir is None:
         return random_batch(s, clips), None, None, "random numbers (no --data-dir given)"
-    store = ClipStore(clips_folder(s.data, lambda text: None), s.data, use_extrinsics=s.use_extrinsics)
+    store = open_store(s, lambda text: None)
     split = make_split(store)
     for name, reason in split.skipped.items():
         say(f"{name} would be skipped: {reason}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hopecli.cli.common import JsonOption, data_overrides, expanded, override
-from hopecli.errors import DataError, HopeError, SettingsError, exists, is_dir, written
+from hopecli.errors import DataError, HopeError, SettingsError, is_dir, nearest_existing, written
 
 if TYPE_CHECKING:
     from hopecli.config.schema import DataSettings, Settings
@@ -110,7 +110,7 @@ def check_plot_path(plot: Path, folder: Path) -> None:
     with written(f"--plot {plot}", kind=SettingsError, fix="name a file in a folder that can be written"):
         if is_dir(plot):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with tempfile.TemporaryFile(dir=next(path for path in plot.absolute().parents if exists(path))):
+        with tempfile.TemporaryFile(dir=nearest_existing(plot.absolute().parent)):
             pass
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hopecli.cli.common import JsonOption, Overrides, complete_presets
-from hopecli.errors import SettingsError
+from hopecli.errors import SettingsError, command_line
 
 
 def presets_command(
@@ -30,8 +30,6 @@ def presets_command(
 
     if name is None:
         if diff is not None:
-            from hopecli.engine.shell import command_line
-
             fix = f"give the other preset too: hope presets NAME {command_line(['--diff', diff])}"
             raise SettingsError("needs two presets", where="--diff", value=diff, fix=fix)
         found: dict[str, str] = {}

@@ -33,7 +33,7 @@ from hopecli.cli.resume import find_run, note_going_back, note_stand_in, require
 from hopecli.cli.train_clips import find_clips, keep_split, list_skipped, warn_of_other_states
 from hopecli.cli.train_notes import say_notes
 from hopecli.cli.train_records import holding, open_sinks
-from hopecli.errors import CheckpointError, HopeError, SettingsError, is_first
+from hopecli.errors import CheckpointError, HopeError, SettingsError, command_line, is_first
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -117,7 +117,6 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
         if preset is None:
             from hopecli.config.files import list_presets
             from hopecli.config.keys import closest
-            from hopecli.engine.shell import command_line
 
             fix = f"add --preset NAME; presets: {', '.join(list_presets())}"
             stray = next((text for text in overrides if "=" not in text), "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hopecli.cli.common import open_store
 from hopecli.cli.recognise import among, compare_states, warn_of_dropped_actions
 from hopecli.errors import is_file, written
 
@@ -32,14 +33,12 @@ class FoundClips:
 def find_clips(settings: Settings, run_dir: Path | None) -> FoundClips:
     """The folder of clips, made first where they are built in, and its split; that of `run_dir` when it goes on."""
     from hopecli.data.resumed_split import resumed_split
-    from hopecli.data.source import clips_folder
     from hopecli.data.split import make_split, read_split
-    from hopecli.data.store import ClipStore
     from hopecli.report.console import counted, say
     from hopecli.report.progress import StageProgress
 
     before = None if run_dir is None else read_split(run_dir / "split.json")
-    store = ClipStore(clips_folder(settings.data, say), settings.data, use_extrinsics=settings.use_extrinsics)
+    store = open_store(settings, say)
     clips = len(store.select())
     if clips >= MANY_CLIPS:
         say(f"checking {clips:,} clips in {store.folder}")

@@ -55,8 +55,6 @@ def open_sinks(
 
     lock: that of a run to resume (on the main process), None for a new run.
     """
-    import os
-
     from hopecli.config.explain import to_tree, to_yaml
     from hopecli.engine.sink import Fanout, NullSink
     from hopecli.report.console import ConsoleSink
@@ -84,8 +82,8 @@ def open_sinks(
         sinks.append(
             WandbSink(
                 mode=mode,
-                project=settings.logging.wandb_project or os.environ.get("WANDB_PROJECT") or "hopecli",
-                entity=settings.logging.wandb_entity or os.environ.get("WANDB_ENTITY"),
+                project=settings.logging.wandb_project,
+                entity=settings.logging.wandb_entity,
                 run_dir=run_dir,
                 config=to_tree(settings),
                 say=console.message,

@@ -27,7 +27,7 @@ from hopecli.cli.results_folder import announce_replacing, results_folder
 from hopecli.cli.tta_identity import identity, mark_of
 from hopecli.cli.tta_report import report
 from hopecli.cli.tta_source import find_source, fingerprinted
-from hopecli.errors import DeviceError, SettingsError
+from hopecli.errors import DeviceError, SettingsError, one_of_several
 
 if TYPE_CHECKING:
     from hopecli.config.schema import Settings
@@ -85,12 +85,11 @@ def tta_command(
 
     if not ckpt:
         raise SettingsError("no checkpoint is given", where="hope tta", fix="add --ckpt RUN")
-    processes = os.environ.get("WORLD_SIZE", "1").strip()
-    if processes.isdecimal() and int(processes) > 1:
+    if one_of_several():
         raise SettingsError(
             "a stream is adapted to clip by clip, on one process",
             where="WORLD_SIZE",
-            value=processes,
+            value=os.environ["WORLD_SIZE"].strip(),
             fix="drop torchrun",
         )
     check_launch()
@@ -239,8 +238,8 @@ def open_sink(trained: Trained, folder: Path, own: Mapping[str, Any], say: Calla
     label = folder.name if run_dir is None else f"{run_dir.parent.name}/{run_dir.name}/tta/{folder.name}"
     mirror = WandbSink(
         mode=mode,
-        project=s.logging.wandb_project or os.environ.get("WANDB_PROJECT") or "hopecli",
-        entity=s.logging.wandb_entity or os.environ.get("WANDB_ENTITY"),
+        project=s.logging.wandb_project,
+        entity=s.logging.wandb_entity,
         run_dir=folder,
         config=to_tree(s),
         say=say,

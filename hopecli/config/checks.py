@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from hopecli.config.mistakes import Problem
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings, ModelSettings, Settings, ViTACSettings
+from hopecli.config.schema.data import GRIDS, WIDTHS
 from hopecli.config.schema.running import ADAPT_GROUPS
 
 
@@ -56,7 +57,7 @@ def _data(s: Settings) -> Iterator[Problem]:
         if d.num_timesteps > 8:
             message = "must be at most 8 for source: physics (16 frames)"
             yield Problem("data.num_timesteps", d.num_timesteps, message, of)
-        for key, value, least, most in (("data.grid", d.grid, 2, 64), ("data.embed_dim", d.embed_dim, 4, 16_384)):
+        for key, value, (least, most) in (("data.grid", d.grid, GRIDS), ("data.embed_dim", d.embed_dim, WIDTHS)):
             if not least <= value <= most:
                 limit = f"at least {least}" if value < least else f"at most {most}"
                 yield Problem(key, value, f"must be {limit} for source: physics", of)

@@ -14,12 +14,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from hopecli.data.align import TUBELET
 from hopecli.data.physics import DOMAINS, simulate_many
 from hopecli.data.render import patch_pixels, render
 
 Array = npt.NDArray[np.float64]
 
-TUBELET = 2
 ENCODER_SEED = 2024
 FEATURE_STD = 3.2
 # Real features have 0.92 between clips and 0.87 between frames. On a static table the second is always the higher: 0.90

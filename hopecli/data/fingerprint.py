@@ -15,7 +15,7 @@ import numpy as np
 
 from hopecli.data.each import Progress, each
 from hopecli.data.headers import ArrayHeader, map_array, read_array, read_pieces
-from hopecli.data.store import ClipStore
+from hopecli.data.store import ClipHeaders, ClipStore
 from hopecli.errors import DataError, accessed
 
 MARK_BYTES = 12  # counts up with the recipe, so that marks of an earlier one are told apart
@@ -54,15 +54,21 @@ def readable_fingerprints(store: ClipStore, names: Iterable[str]) -> dict[str, s
 
 
 def _fingerprint(store: ClipStore, name: str) -> str:
-    digest = hashlib.blake2b(digest_size=MARK_BYTES)
     with accessed(store.folder / name, kind=DataError):
         headers = store.headers(name)
         size = math.prod(headers.features.shape)
-        digest.update(str(size).encode())
-        for values in _pieces(store, name, headers.features, _sampled(size)):
-            digest.update(_as(np.float16, values))
-        digest.update(_as(np.float32, read_array(store.paths(name)[1], headers.actions)))
+        digest = hashlib.blake2b(str(size).encode(), digest_size=MARK_BYTES)
+        _update(digest, store, name, headers, _sampled(size))
     return digest.hexdigest()
+
+
+def _update(
+    digest: hashlib.blake2b, store: ClipStore, name: str, headers: ClipHeaders, pieces: Sequence[tuple[int, int]]
+) -> None:
+    """Take in these pieces of the clip's features, and all action rows."""
+    for values in _pieces(store, name, headers.features, pieces):
+        digest.update(_as(np.float16, values))
+    digest.update(_as(np.float32, read_array(store.paths(name)[1], headers.actions)))
 
 
 def _pieces(
@@ -95,9 +101,7 @@ def whole_hash(store: ClipStore, name: str) -> bytes:
         headers = store.headers(name)
         size = math.prod(headers.features.shape)
         chunks = [(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
-        for values in _pieces(store, name, headers.features, chunks):
-            digest.update(_as(np.float16, values))
-        digest.update(_as(np.float32, read_array(store.paths(name)[1], headers.actions)))
+        _update(digest, store, name, headers, chunks)
     return digest.digest()
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shlex
 import stat
 import threading
 import warnings
@@ -19,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hopecli.errors import CHECK_ACCESS, DataError
+from hopecli.errors import CHECK_ACCESS, DataError, command_line
 
 _LONGEST_HEADER = 1 << 16
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off"}  # that are no text there
@@ -59,7 +58,7 @@ def _set_feature_map(name: str) -> str:
     """The override that names it, as it is typed: quoted for YAML and the shell where it is no plain word."""
     if re.fullmatch(r"[A-Za-z][\w.-]*", name, re.ASCII) and name.lower() not in _YAML_WORDS:
         return f"data.feature_map={name}"
-    return shlex.quote(f"data.feature_map={json.dumps(name, ensure_ascii=False)}")
+    return command_line([f"data.feature_map={json.dumps(name, ensure_ascii=False)}"])
 
 
 def read_header(path: Path, *, clip: str) -> ArrayHeader:

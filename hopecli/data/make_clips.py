@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hopecli.config.schema.data import GRIDS, MOST_CLIPS, WIDTHS
 from hopecli.data.encode import frozen_encoder
 from hopecli.data.physics import DOMAINS, FRAMES, PUSH_FRAME, Simulation, simulate_many
 from hopecli.data.render import render
@@ -120,9 +121,9 @@ def make_clips(
 
 def _check_arguments(*, clips: int, grid: int, dim: int, domain: str, seed: int, dtype: str, start_id: int) -> None:
     for name, value, least, most in (
-        ("clips", clips, 1, 100_000),
-        ("grid", grid, 2, 64),
-        ("dim", dim, 4, 16_384),
+        ("clips", clips, 1, MOST_CLIPS),
+        ("grid", grid, *GRIDS),
+        ("dim", dim, *WIDTHS),
         ("seed", seed, 0, None),
         ("start_id", start_id, 0, None),
     ):

@@ -9,7 +9,7 @@ from functools import partial
 
 from hopecli.data.each import each
 from hopecli.data.headers import ClipProblem
-from hopecli.data.store import ClipStore
+from hopecli.data.store import TOO_SHORT, ClipStore
 from hopecli.data.survey_duplicates import Fingerprints, fingerprint_of
 from hopecli.data.survey_files import Look
 from hopecli.data.survey_findings import Findings
@@ -61,7 +61,7 @@ def _check(store: ClipStore, look: Look, name: str) -> _Clip:
         error = problem
         with suppress(DataError, OSError):
             frames = of_any_length.frames(name)
-            if isinstance(problem, ClipProblem) and problem.code == "too_few_frames":
+            if isinstance(problem, ClipProblem) and problem.code == TOO_SHORT:
                 of_any_length.check(name)
                 if bad_actions and frames > 1:  # a single frame has no transition
                     whole = store.settings.model_copy(update={"num_timesteps": frames})

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hopecli.config.schema import Settings
-from hopecli.engine.shell import command_line
-from hopecli.errors import DeviceError
+from hopecli.errors import DeviceError, command_line
 from hopecli.hardware import DeviceChoice, HardwareReport, resolve
 
 # A precision is recommended when the model itself, not just a matrix product, gains at least this much.

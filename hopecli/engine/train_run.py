@@ -18,12 +18,11 @@ from hopecli.engine.idle_parameters import leaves_parameters_idle
 from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.results import DiagnosticsRecord, ValidationRecord
-from hopecli.engine.shell import command_line
 from hopecli.engine.signals import StopRequest
 from hopecli.engine.skips import Skips
 from hopecli.engine.train_job import TrainJob
 from hopecli.engine.train_step import StepBatch, TrainingObjective
-from hopecli.errors import CheckpointError, DataError, HopeError, StoppedError
+from hopecli.errors import CheckpointError, DataError, HopeError, StoppedError, command_line
 from hopecli.models.hope.diagnostics import diagnostics
 from hopecli.models.hope.predictor import HopePredictor
 from hopecli.objectives.rollout import normalise

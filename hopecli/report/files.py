@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hopecli.engine.results import DiagnosticsRecord, StepRecord, ValidationRecord, to_tree
-from hopecli.errors import THEN_RESUME, CheckpointError, accessed, exists, written
+from hopecli.errors import THEN_RESUME, CheckpointError, accessed, nearest_existing, written
 
 # A path may hold bytes that are not UTF-8; our files are UTF-8 whatever is named in them.
 ESCAPED = "backslashreplace"
@@ -36,10 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def require_writable(folder: Path, *, fix: str = ELSEWHERE) -> None:
     """CheckpointError before the work rather than after it when `folder` cannot be written; nothing is left behind."""
-    with written(folder, fix=fix):
-        there = next(path for path in (folder, *folder.absolute().parents) if exists(path))
-        with tempfile.TemporaryFile(dir=there):
-            pass
+    with written(folder, fix=fix), tempfile.TemporaryFile(dir=nearest_existing(folder)):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from hopecli.engine.results import Bench, Timing
 from hopecli.errors import printable
 from hopecli.hardware import Machine
 from hopecli.report.console import counted
-from hopecli.report.tables import pairs_table, plain_table
+from hopecli.report.tables import gib, pairs_table, plain_table
 
 PASS_TITLES = {
     "teacher_forced": "teacher-forced pass",
@@ -77,21 +77,21 @@ def _facts(machine: Machine) -> Mapping[str, Any]:
     h, s = machine.hardware, machine.surroundings
     facts: dict[str, Any] = {}
     for i, gpu in enumerate(h.cuda):
-        free = f", {_gib(s.cuda_free)} free" if i == 0 and s.cuda_free is not None else ""
+        free = f", {gib(s.cuda_free)} free" if i == 0 and s.cuda_free is not None else ""
         capability = f"compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-        facts[f"GPU {i}"] = f"{gpu.name}, {_gib(gpu.memory)}{free}, {capability}"
+        facts[f"GPU {i}"] = f"{gpu.name}, {gib(gpu.memory)}{free}, {capability}"
     if h.cuda_version is None:
         facts["CUDA"] = "torch was built without CUDA"
     elif not h.cuda:
         facts["CUDA"] = f"torch has CUDA {h.cuda_version}, no device is seen"
     else:
         facts["CUDA"] = f"{h.cuda_version}, driver {s.driver or 'not known'}, cuDNN {s.cudnn or 'none'}"
-    facts["MPS"] = f"available, up to {_gib(s.mps_memory)}" if h.mps else f"no: {h.mps_reason}"
+    facts["MPS"] = f"available, up to {gib(s.mps_memory)}" if h.mps else f"no: {h.mps_reason}"
     bf16 = {True: ", bf16 instructions", False: ", no bf16 instructions", None: ""}[s.fast_bf16]
     counts = f"{counted(h.cores, 'core')}, {counted(h.threads, 'thread')}"
     facts["CPU"] = f"{h.processor}, {counts}, {s.instructions}{bf16}"
-    available = "" if s.memory_available is None else f", {_gib(s.memory_available)} available"
-    facts["RAM"] = None if h.memory is None else f"{_gib(h.memory)}{available}"
+    available = "" if s.memory_available is None else f", {gib(s.memory_available)} available"
+    facts["RAM"] = None if h.memory is None else f"{gib(h.memory)}{available}"
     facts["system"] = f"{h.system} {h.machine}" + (f", macOS {s.macos}" if s.macos else "")
     facts["versions"] = f"Python {h.python}, torch {h.torch}"
     return facts
@@ -134,19 +134,15 @@ def _more(bench: Bench) -> Mapping[str, Any]:
     tried = "" if bench.largest_batch_tried is None else f", {bench.largest_batch_tried} tried and ran"
     largest = None
     if bench.largest_batch_estimated is not None:
-        largest = f"{bench.largest_batch_estimated} clips estimated{tried} ({_gib(bench.free_bytes)} free)"
+        largest = f"{bench.largest_batch_estimated} clips estimated{tried} ({gib(bench.free_bytes)} free)"
     return {
         "rollout with memory": f"{bench.rollout_speedup:.1f} times faster than recomputing",
         "loader": loader,
-        "weights, gradients, AdamW": _gib(bench.static_bytes),
-        "activations per clip": _gib(bench.activation_bytes_per_clip),
+        "weights, gradients, AdamW": gib(bench.static_bytes),
+        "activations per clip": gib(bench.activation_bytes_per_clip),
         "largest batch": largest,
         "measured in": f"{bench.seconds:.0f} s",
     }
-
-
-def _gib(count: float | None) -> str | None:
-    return None if count is None else f"{count / 2**30:.2f} GiB"
 
 
 def _error(value: float | None) -> str:

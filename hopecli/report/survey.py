@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from hopecli.data.survey import Finding, PresetFit, Survey
+from hopecli.errors import command_line
 from hopecli.report.console import counted
 from hopecli.report.tables import number, pairs_table, plain_table
 
@@ -131,7 +131,7 @@ def _preset_row(fit: PresetFit) -> list[str]:
     split = "-"
     if fit.train_clips is not None and fit.held_out_ids is not None:
         split = f"{fit.train_clips} train, {fit.held_out_clips} held out (ids {_range(fit.held_out_ids)})"
-    needs = fit.problem or shlex.join(fit.overrides)
+    needs = fit.problem or command_line(fit.overrides)
     return [fit.name, "yes" if fit.fits else "no", needs or "none", split]
 
 

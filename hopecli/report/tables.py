@@ -219,12 +219,13 @@ def spread(value: Interval) -> str:
     return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
 
 
+def gib(count: float | None) -> str | None:
+    """Bytes in GiB, with two decimals."""
+    return None if count is None else f"{count / 2**30:.2f} GiB"
+
+
 def dry_run_table(result: DryRun) -> Table:
     """Sizes, time and memory of a dry run."""
-
-    def size(value: float | None) -> str | None:
-        return None if value is None else f"{value / 2**30:.2f} GiB"
-
     counts = steps = None
     if result.train_clips is not None:
         counts = f": {result.train_clips} training, {result.held_out_clips} held out"
@@ -240,8 +241,8 @@ def dry_run_table(result: DryRun) -> Table:
             "steps": steps,
             "forward and backward": f"{result.seconds:.2f} s on {counted(result.batch, 'clip')}, "
             f"loss {result.loss:.4f}, gradient norm {norm}",
-            "weights, gradients, AdamW": size(result.static_bytes),
-            "activations per clip (measured)": size(result.activation_bytes_per_clip),
-            "memory estimate for this batch": size(result.estimated_bytes),
+            "weights, gradients, AdamW": gib(result.static_bytes),
+            "activations per clip (measured)": gib(result.activation_bytes_per_clip),
+            "memory estimate for this batch": gib(result.estimated_bytes),
         },
     )

@@ -56,7 +56,7 @@ class WandbSink:
         self,
         *,
         mode: str,
-        project: str,
+        project: str | None,
         entity: str | None,
         run_dir: Path,
         config: Mapping[str, Any],
@@ -66,7 +66,8 @@ class WandbSink:
         record: str = "metrics.jsonl",
     ):
         """label: the run's name in W&B, by default its preset and date; mark: added to its id, where another run may
-        have the same label; record: the file that goes on without W&B."""
+        have the same label; record: the file that goes on without W&B. project, entity: by default those of the
+        environment, or the project hopecli."""
         self.say, self.run, self.record = say, None, record
         label = label or f"{run_dir.parent.name}/{run_dir.name}"
         with self._or_off():
@@ -74,8 +75,8 @@ class WandbSink:
 
             self.run = wandb.init(
                 mode="online" if mode == "online" else "offline",
-                project=project,
-                entity=entity,
+                project=project or os.environ.get("WANDB_PROJECT") or "hopecli",
+                entity=entity or os.environ.get("WANDB_ENTITY"),
                 dir=str(run_dir),
                 id=re.sub(_NOT_IN_ID, "-", f"{label}/{mark}" if mark else label),
                 name=label,

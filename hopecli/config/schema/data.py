@@ -11,11 +11,13 @@ from hopecli.config.schema.base import Count, PositiveInt, Section
 ActionAlignment = Literal["impulse", "per_timestep", "as_is"]
 Domain = Literal["base", "scaling", "ice", "walls", "rotation", "compositional"]
 
+MOST_CLIPS, GRIDS, WIDTHS = 100_000, (2, 64), (4, 16_384)  # of built-in clips
+
 
 class PhysicsSettings(Section):
     """The built-in clips of `data.source: physics`; grid and width come from data.grid and data.embed_dim."""
 
-    clips: Annotated[int, Field(ge=2, le=100_000)] = Field(2048, description="number of clips to make")
+    clips: Annotated[int, Field(ge=2, le=MOST_CLIPS)] = Field(2048, description="number of clips to make")
     domain: Domain = Field("base", description="base, scaling, ice, walls, rotation or compositional")
     seed: Count = Field(0, description="seed of the simulated scenes")
     dtype: Literal["float16", "float32"] = Field("float16", description="stored feature dtype")
