@@ -26,6 +26,8 @@ def test_settings_that_do_nothing_are_said(tmp_path: Path) -> None:
     shrink = [*TINY, "data.source=physics", "data.workers=0", "--dry-run", "--device", "cpu"]
     assert "loss_weight_teacher (" in ran(["train", "--preset", str(mine), *shrink], tmp_path).err
     assert "without effect" not in ran(["train", "--preset", "vjepa2_ac", *shrink], tmp_path).err
+    asked = "objective.curriculum=[{epoch: 0, loss_weight_teacher: 0.5}]"  # which means to replace the preset's value
+    assert "without effect" not in ran(["train", "--preset", str(mine), *shrink, asked], tmp_path).err
     assert "without effect" not in ran(["train", "--resume", "last"], tmp_path).err
     idle = ["data.max_skipped=0.4", "logging.runs_dir=runs"]
     because = "data.max_skipped (data.on_error=error)"

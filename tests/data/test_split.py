@@ -183,3 +183,10 @@ def test_a_run_remembers_the_hashes_its_split_had() -> None:
     assert second.following(second).earlier == (first.hash,)
     third = replace(first, fingerprints={"a": "4", "b": "3"}).following(second)
     assert third.earlier == (first.hash, second.hash)
+
+
+@pytest.mark.parametrize(("bad", "advised"), [(3, True), (4, False)])
+def test_a_larger_share_is_advised_where_it_helps(bad: int, advised: bool) -> None:
+    with pytest.raises(DataError, match=f"{bad} of 4 clips") as caught:
+        check_skipped(bad, 4, 0.5, "clips")
+    assert ("or raise data.max_skipped" in str(caught.value)) == advised

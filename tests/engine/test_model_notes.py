@@ -9,7 +9,7 @@ import torch
 
 from hopecli.config.load import load_preset
 from hopecli.config.schema import ConvLSTMSettings, HopeSettings, ViTACSettings
-from hopecli.engine.model_notes import drop_path_note, rope_note, still_levels_note, unlearned_frames_note
+from hopecli.engine.model_notes import drop_path_note, length_notes, rope_note, still_levels_note, unlearned_frames_note
 from hopecli.models.build import build_model
 
 GRID, DIM, ACTIONS = 3, 8, 2
@@ -105,3 +105,11 @@ def test_frames_that_no_phase_learns_from(overrides: list[str], learned: int | N
         assert f" set objective.T_teacher=9 and {steps}" in str(note)
         advised = "objective.T_teacher=9" if in_phases else f"objective.T_teacher=9 and {steps}"
         assert unlearned_frames_note(load_preset("vjepa2_ac", [*overrides, *advised.split(" and ")]).settings) is None
+
+
+@pytest.mark.parametrize(("epochs", "late"), [(2, 2), (3, 5), (5, 5), (6, None)])
+def test_a_phase_at_the_end_of_a_run_or_past_it_never_holds(epochs: int, late: int | None) -> None:
+    phases = "objective.curriculum=[{epoch: 2, T_rollout: 2}, {epoch: 5, T_rollout: 3}]"
+    notes = length_notes(load_preset("quickstart", [f"training.epochs={epochs}", phases]).settings, 9)
+    note = f"note: training.epochs={epochs} ends before the curriculum's phase of epoch {late}"
+    assert notes == ([] if late is None else [note])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from hopecli.engine import evaluate
 from hopecli.engine.results import Interval
 from hopecli.engine.scores import (
     ENOUGH_CLIPS,
     SHARE_HELD,
     ClipScores,
     bootstrap_weights,
+    falling,
     interval,
+    interval_over,
     summarise_row,
     too_narrow,
 )
+from tests.engine.test_scores import two_clips
 
 CLIPS, HORIZON = 6, 3
 STILL, FLAT = (2, 1), (4, 0)  # a clip and frame where nothing moves; one whose target has no spread
@@ -111,3 +117,40 @@ def test_as_many_resamples_as_asked_for() -> None:
         drawn = bootstrap_weights(10, samples=samples, seed=0)
         assert drawn is not None
         assert drawn.shape == (samples, 10)
+
+
+def test_resamples_that_drew_no_clip_with_a_value_do_not_count() -> None:
+    drawn = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32)  # the first: the clip without a value, only
+    found = interval_over(np.array([False, True, True]), np.array([math.nan, 1.0, 3.0]), drawn)
+    assert found == Interval(2.0, 1.0, 1.0)
+
+
+def test_equal_errors_keep_the_order_of_the_clips() -> None:
+    assert falling(np.array([1.0, 2.0] * 50)) == [*range(1, 100, 2), *range(0, 100, 2)]
+
+
+@pytest.mark.parametrize(
+    "where", ["model", "copy_last", "shuffled_action", "cosine", "copy_first", "target_std", "teacher"]
+)
+def test_one_number_of_a_clip_that_is_not_finite_is_enough(where: str) -> None:
+    """But with another clip's actions, of which that clip may be the cause."""
+
+    def ones() -> list[list[float]]:
+        return [[1.0, 1.0], [1.0, 1.0]]
+
+    rows = ("model", "copy_last", "shuffled_action")
+    l1, cosine = {row: ones() for row in rows}, {row: ones() for row in rows}
+    scores = ClipScores(["a", "b"], l1, cosine, ones(), ones(), [1.0, 1.0])
+    if where == "teacher":
+        scores.teacher[1] = math.inf
+    else:
+        held = cosine["model"] if where == "cosine" else l1[where] if where in l1 else getattr(scores, where)
+        held[1][1] = math.nan
+    assert scores.not_finite() == ([] if where == "shuffled_action" else ["b"])
+
+
+def test_fewer_resamples_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are so many clips that as many as asked for would not fit in memory."""
+    drawn = np.full((7, 2), 0.5, np.float32)
+    monkeypatch.setattr(evaluate, "bootstrap_weights", lambda *given, **named: drawn)
+    assert evaluate.summarise(two_clips(), bootstrap_samples=2000, seed=0).resamples == 7

@@ -67,3 +67,9 @@ def test_no_preset_replaces_its_own_settings() -> None:
         found = load_preset(name)
         assert replaced_settings(found.settings.objective) == {}, name
         assert idle_settings([], found.settings) == {}, name
+
+
+def test_the_first_phase_leaves_the_context_of_validation() -> None:
+    phases = "objective.curriculum=[{epoch: 0, context_frames: 2, T_rollout: 6}]"
+    found = replaced_settings(load_preset("quickstart", [phases]).settings.objective)
+    assert found["objective.context_frames"].endswith("context_frames: 2; validation and hope eval use it")

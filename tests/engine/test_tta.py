@@ -244,6 +244,12 @@ def test_forgetting_is_the_source_loss_before_and_after(tmp_path: Path) -> None:
     assert unmeasured.forgetting is None
 
 
+def test_the_source_is_measured_once_at_the_end_of_an_order(tmp_path: Path) -> None:
+    s = settings(source_every=1, orders=2)
+    record = stream(make_job(s, noise_clips(2), tmp_path, source=noise_clips(1)))
+    assert [(point.order, point.clips) for point in record.source] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+
+
 def test_a_prediction_that_overflows_starts_again_from_the_checkpoint(tmp_path: Path) -> None:
     """Weights can be finite and still overflow inside the next pass."""
     s, clips = settings("convlstm", adapt="mlp_out"), noise_clips(3)

@@ -19,7 +19,13 @@ from hopecli.models.protocol import Memory, PredictorModule
 from tests.engine.streams import FRAMES, build, make_job, noise_clips, settings
 
 # Which parameters each adapt setting of these tests means, by a part of their names.
-NAMED = {"none": (), "layernorm": ("norm",), "layernorm+attn_proj": ("norm", "attn.proj"), "attn_proj": ("out_proj",)}
+NAMED = {
+    "none": (),
+    "bias": ("bias",),
+    "layernorm": ("norm",),
+    "layernorm+attn_proj": ("norm", "attn.proj"),
+    "attn_proj": ("out_proj",),
+}
 ROLLOUT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("vit_ac", {}, {}),
     ("vit_ac", {"context_frames": 2}, {}),
@@ -27,6 +33,8 @@ ROLLOUT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("vit_ac", {}, {"loss_exp": 2.0}),
     ("vit_ac", {}, {"normalize_reps": False}),
     ("vit_ac", {"adapt": "layernorm+attn_proj", "weight_decay": 2.0}, {}),
+    ("hope", {"adapt": "attn_proj", "memory": "carry"}, {}),
+    ("convlstm", {"adapt": "bias", "memory": "carry"}, {}),
 ]
 SEQUENTIAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("vit_ac", {"context_frames": 2}, {}),

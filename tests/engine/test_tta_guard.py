@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hopecli.data.store import Sample
-from hopecli.engine.adapt import Adapter, adapted_groups, only_adapted
+from hopecli.engine import tta_guard
+from hopecli.engine.adapt import Adapter, StepOutcome, adapted_groups, only_adapted
 from hopecli.engine.results import to_tree
 from hopecli.engine.sink import NullStreamSink
 from hopecli.engine.tta import stream
@@ -161,9 +162,11 @@ def test_a_learning_rate_beyond_float32_is_refused() -> None:
         ("lr", {"lr": 1e39, "optimizer": "sgd"}),
         ("weight_decay", {"weight_decay": 1e39, "optimizer": "adam"}),
         ("weight_decay", {"weight_decay": 1e300}),
+        ("weight_decay", {"weight_decay": 1e20, "lr": 1e20}),  # their product
+        ("weight_decay", {"weight_decay": 1e300, "adapt": "layernorm+attn_proj"}),  # norms, which decay never, first
     ):
         with pytest.raises(SettingsError, match=rf"adaptation\.{key}: a step this long overflows float32"):
-            adapter_for(adapt="mlp_out", **change)
+            adapter_for(**{"adapt": "mlp_out", **change})
     adapter_for(adapt="bias", lr=1e38, optimizer="sgd")
     adapter_for(adapt="bias", weight_decay=1e300)  # what never decays
 
@@ -224,3 +227,32 @@ def test_a_source_clip_that_vanishes_keeps_the_others_paired(tmp_path: Path) -> 
     assert f is not None
     assert (f.clips, f.left_out) == (2, 1)
     assert f.before == pytest.approx(mean([record.source_before[0], record.source_before[2]]))
+
+
+def test_what_has_predicted_a_clip_is_proved_and_restarts_add_up() -> None:
+    s = settings(adapt="bias")
+    adapter, clip, plan = adapter_for(adapt="bias"), given(s), plan_of(s)
+    score_after_update(adapter, clip, Learned(0.5, learn(adapter, s)), plan, cpu())
+    assert not adapter.undo()
+    with torch.no_grad():
+        adapter.parameters[-1].fill_(math.nan)
+    again = Learned(0.5, Updates(1), restarts=1)
+    score_after_update(adapter, clip, again, plan, cpu())
+    assert again.restarts == 2
+
+
+def test_the_last_update_is_the_one_taken_back() -> None:
+    updates = Updates(3)
+    for norm in (1.0, 2.0, 4.0):
+        updates.add(StepOutcome(True, 1.0, 10 * norm, norm))
+    updates.take_back()
+    assert (updates.mean_norm(clipped=False), updates.mean_norm(clipped=True)) == (15.0, 1.5)
+
+
+def test_updates_of_a_clip_that_is_given_up_count_as_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Learned(math.nan, Updates(3, [StepOutcome(True, 1.0, 2.0, 2.0)] * 2))
+    monkeypatch.setattr(tta_guard, "_learn", lambda *given: broken)
+    s = settings(adapt="bias", mode="sequential", steps=1)
+    learned = tta_guard.learn(adapter_for(adapt="bias"), given(s), 0.5, plan_of(s), cpu())
+    assert (learned.online, learned.restarts, learned.updates.done, learned.updates.skipped) == (0.5, 1, 0, 3)
+    assert learned.updates.mean_norm(clipped=False) is None

@@ -68,3 +68,9 @@ def test_without_updates_what_they_take_is_idle() -> None:
     assert idle(**given, adapt="attn_proj", steps=0) == set(given)
     assert idle(**given, adapt="none", steps=3) == {*given, "steps"}
     assert idle(**given, adapt="attn_proj", steps=3) == set()
+
+
+def test_the_first_cause_is_named() -> None:
+    s = settings(adapt="none", steps=0, lr=0.0)
+    found = idle_settings(["adaptation.lr", "adaptation.betas"], s, [], ["frozen"])
+    assert set(found.values()) == {"adaptation.adapt=none"}

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from hopecli.engine.tta import stream
+from hopecli.engine.tta_clip import Updates
+from hopecli.engine.tta_guard import Learned
 from hopecli.engine.tta_job import StreamRecord
 from hopecli.errors import SettingsError
 from tests.engine.streams import make_job, noise_clips, online, settings
@@ -47,3 +49,9 @@ def test_reset_per_clip_holds_for_the_baseline_too(tmp_path: Path) -> None:
     s = settings(reset_per_clip=True, reset_every=100)
     record = stream(make_job(s, noise_clips(3), tmp_path, baselines=("frozen", "periodic_reset")))
     assert [row.periodic_reset for row in record.rows] == [row.frozen for row in record.rows]
+
+
+def test_restarts_of_the_baseline_add_up_over_the_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("hopecli.engine.tta.learn", lambda adapter, given, frozen, *rest: Learned(frozen, Updates(), 1))
+    record = stream(make_job(settings(), noise_clips(3), tmp_path, baselines=("frozen", "periodic_reset")))
+    assert (record.restarts, record.periodic_restarts) == (3, 3)

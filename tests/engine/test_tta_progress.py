@@ -20,6 +20,10 @@ class Listener(NullStreamSink):
 
     def __init__(self) -> None:
         self.heard: list[tuple[TtaClip, TtaProgress]] = []
+        self.begun: tuple[int, int] | None = None
+
+    def begin(self, *, done: int, total: int) -> None:
+        self.begun = (done, total)
 
     def clip(self, row: TtaClip, progress: TtaProgress) -> None:
         self.heard.append((row, progress))
@@ -50,17 +54,24 @@ def test_progress_counts_the_steps_that_were_skipped(tmp_path: Path) -> None:
 
 
 class StopAfter(Listener):
-    """Sends this process a real signal once two clips are done."""
+    """Sends this process a real signal once so many clips are done."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
 
     def clip(self, row: TtaClip, progress: TtaProgress) -> None:
         super().clip(row, progress)
-        if progress.done == 2:
+        if progress.done == self.count:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_resumed_stream_goes_on_counting(tmp_path: Path) -> None:
-    s, clips = settings("vit_ac", adapt="bias", lr=1e25, steps=2), noise_clips(3)
-    assert stream(make_job(s, clips, tmp_path, sink=StopAfter())).stopped_by == "SIGTERM"
-    sink = Listener()
-    stream(make_job(s, clips, tmp_path, sink=sink, resume=True))
-    assert [(progress.done, progress.steps_skipped) for _, progress in sink.heard] == [(3, 6)]
+@pytest.mark.parametrize("count", [2, 4])  # within the first order, and within the second
+def test_a_resumed_stream_goes_on_counting(count: int, tmp_path: Path) -> None:
+    s, clips = settings("vit_ac", adapt="bias", lr=1e25, steps=2, orders=2), noise_clips(3)
+    first, second = StopAfter(count), Listener()
+    assert stream(make_job(s, clips, tmp_path, sink=first)).stopped_by == "SIGTERM"
+    stream(make_job(s, clips, tmp_path, sink=second, resume=True))
+    found = [(progress.done, progress.steps_skipped) for _, progress in first.heard + second.heard]
+    assert found == [(done, 2 * done) for done in range(1, 7)]
+    assert (first.begun, second.begun) == ((0, 6), (count, 6))

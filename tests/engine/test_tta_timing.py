@@ -120,3 +120,10 @@ def test_the_state_is_saved_every_so_many_clips_and_takes_a_small_share_of_the_t
     job.clips = SlowClips(noise_clips(6), clock)
     stream(job)
     assert found == saved
+
+
+def test_the_peaks_of_the_first_clips_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Later clips are not probed: they say nothing."""
+    monkeypatch.setattr(tta, "timed", lambda work, device, *, probe: (work(), 1.0, 7 if probe else None))
+    record = stream(make_job(settings(), noise_clips(tta.MEMORY_PROBES + 1), tmp_path))
+    assert (record.bytes_adapted, record.bytes_frozen) == (7, 7)

@@ -65,3 +65,7 @@ def test_relative_to_nothing_is_absent() -> None:
     assert (row["relative_h1"], row["relative_h2"]) == (None, 1.5)
     assert (row["error_to_signal_h1"], row["error_to_signal_h2"]) == (None, 0.75)
     assert row["relative"] is None  # a mean over some horizons would be another measure
+
+
+def test_the_order_of_the_clips_changes_no_line() -> None:
+    assert rows(order=(1, 0)) == rows()[::-1]

@@ -155,3 +155,7 @@ def test_dry_run_without_clips_or_measured_memory() -> None:
     shown = pairs(dry_run_table(replace(DRY_RUN, train_clips=None, activation_bytes_per_clip=None)))
     assert (shown["clips"], shown["steps"]) == ("clips", "not measured")
     assert shown["activations per clip (measured)"] == "not measured"
+
+
+def test_no_warning_of_no_clips() -> None:
+    assert "WARNING" not in pairs(eval_tables(replace(EVAL, overlap_with_training=0))[-1])

@@ -151,3 +151,8 @@ def test_forgetting_may_be_a_gain_be_unfinished_or_lack_clips() -> None:
     assert pairs(tta_tables(replace(TTA, forgetting=unfinished))[1])["source loss"] == (
         "0.4000 before; 19 clips, held-out clips"
     )
+
+
+def test_no_warning_of_no_clips() -> None:
+    assert "WARNING" not in pairs(tta_tables(replace(TTA, overlap_with_training=0))[-1])
+    assert "WARNING" in pairs(tta_tables(replace(TTA, overlap_with_training=1))[-1])
