@@ -244,6 +244,17 @@ def test_forgetting_is_the_source_loss_before_and_after(tmp_path: Path) -> None:
     assert unmeasured.forgetting is None
 
 
+def test_the_source_is_seen_with_the_memory_that_was_carried(tmp_path: Path) -> None:
+    s, clips, source = settings("hope", memory="carry", adapt="none"), noise_clips(2), noise_clips(1)
+    record = stream(make_job(s, clips, tmp_path, source=source))
+    model, plan, memory = build(s), make_plan(s.adaptation, s.objective, FRAMES), None
+    for clip in clips.values():
+        memory = observe(model, _prepared(s, clip).clip, frames=plan.context_frames + plan.horizon - 1, memory=memory)
+    (given,) = (_prepared(s, clip) for clip in source.values())
+    assert record.source_after == [[score(model, given, plan, cpu(), memory)]]
+    assert record.source_after != [record.source_before]
+
+
 def test_the_source_is_measured_once_at_the_end_of_an_order(tmp_path: Path) -> None:
     s = settings(source_every=1, orders=2)
     record = stream(make_job(s, noise_clips(2), tmp_path, source=noise_clips(1)))
