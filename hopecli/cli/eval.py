@@ -78,10 +78,10 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     from hopecli.data.readers import readers_note
     from hopecli.data.split import count_defects
     from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
+    from hopecli.engine.reading import reading, unscored
     from hopecli.engine.results import EvalResults
     from hopecli.engine.scores import falling
     from hopecli.engine.skips import Skips
-    from hopecli.engine.tta_job import reading, unscored
     from hopecli.models.build import count_parameters
     from hopecli.report.console import say
     from hopecli.report.files import require_writable

@@ -194,9 +194,9 @@ def build(trained: Trained, request: Request, runtime: Runtime) -> tuple[TtaJob,
 
 def say_notes(s: Settings, request: Request, groups: Sequence[Group], say: Callable[[str], None]) -> None:
     """What of the settings is not as it seems: frames not used, settings without effect, scores before learning."""
+    from hopecli.engine.reading import unscored
     from hopecli.engine.tta_clip import make_plan
     from hopecli.engine.tta_idle import idle_settings
-    from hopecli.engine.tta_job import unscored
     from hopecli.report.console import counted
 
     a, frames = s.adaptation, s.data.num_timesteps

@@ -26,7 +26,7 @@ def identity(
     `trained`: loaded with its digest. `marks`: the fingerprints of the stream's clips.
     """
     from hopecli.data.fingerprint import fingerprints, readable_fingerprints
-    from hopecli.engine.tta_job import reading
+    from hopecli.engine.reading import reading
 
     s = trained.settings
     mark = fingerprints if s.data.on_error == "error" else readable_fingerprints

@@ -29,7 +29,8 @@ DEFAULT, COMMAND_LINE = "default", "command line"
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings with where each value came from (dotted key -> preset name, `default` or `command line`)."""
+    """Settings with where each value came from (dotted key -> preset, run or checkpoint, `default` or
+    `command line`)."""
 
     settings: Settings
     name: str

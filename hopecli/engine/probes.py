@@ -50,7 +50,7 @@ def try_machine(report: HardwareReport, choice: DeviceChoice) -> Machine:
 
 
 def try_precision(precision: PrecisionName, device: str, report: HardwareReport) -> PrecisionTrial:
-    """One forward and backward in this precision; usable when the resolver takes it and the numbers hold."""
+    """A loss, its gradients and a rollout in this precision; usable when the resolver takes it and the numbers hold."""
     refused = None
     try:
         resolve(device, precision, report)

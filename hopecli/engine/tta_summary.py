@@ -9,10 +9,11 @@ from statistics import median
 
 import numpy as np
 
+from hopecli.engine.reading import reading
 from hopecli.engine.results import Interval
 from hopecli.engine.scores import bootstrap_weights, interval
 from hopecli.engine.tta_clip import make_plan
-from hopecli.engine.tta_job import ROLLING, StreamRecord, TtaJob, order_seeds, reading
+from hopecli.engine.tta_job import ROLLING, StreamRecord, TtaJob, order_seeds
 from hopecli.engine.tta_results import AFTER_UPDATE_NOTE, Forgetting, OrderSummary, TtaClip, TtaResults
 from hopecli.engine.tta_source import finite_mean
 from hopecli.errors import DataError

@@ -65,7 +65,7 @@ class TokenPredictor(PredictorModule):
         return self.predictor_proj(self.predictor_norm(tokens[..., self.cond_tokens :, :]))
 
     def rotary(self, *, first_frame: int, frames: int) -> RotaryTables | None:
-        """Rotary tables for these frames in the parameters' dtype, or None without RoPE."""
+        """Rotary tables for these frames, float32 or, of a float64 model, float64; None without RoPE."""
         if self.rope is None:
             return None
         weight = self.predictor_embed.weight

@@ -1,4 +1,4 @@
-"""The only code that walks time: teacher forcing and autoregressive rollout on the cell interface.
+"""Where losses and scores walk time: teacher forcing and autoregressive rollout on the cell interface.
 
 Shapes: B clips, T frames, N patches, D feature width, C context frames, H rollout steps. Source: V-JEPA 2-AC, Eqs. 2-4.
 """

@@ -45,4 +45,4 @@ class DataSettings(Section):
     on_error: Literal["error", "skip"] = Field("error", description="clips that cannot be read or do not fit")
     max_skipped: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.01, description="share of clips that may be skipped")
     batch_size: PositiveInt = Field(32, description="global batch size: clips per optimizer step, over all processes")
-    workers: Count = Field(8, description="loader processes; capped at the machine's cores")
+    workers: Count = Field(8, description="loader processes; at most the cores that the process may use")

@@ -77,7 +77,7 @@ class AdaptationSettings(Section):
     reset_every: PositiveInt = Field(100, description="clips between resets of the periodic_reset baseline")
     seed: Count = Field(0, description="seed of the bootstrap")
     source_every: Count = Field(0, description="clips between source-loss measurements; 0 = before and after only")
-    save_every: Count = Field(50, description="clips between writes of the state for --resume; 0 = at a signal only")
+    save_every: Count = Field(50, description="clips between writes of the state for --resume; 0 = only where it stops")
     source_clips: PositiveInt = Field(64, description="source clips used for forgetting")
     bootstrap_samples: Resamples = Field(2000, description="resamples for the 95 % intervals")
 
