@@ -25,6 +25,8 @@ from hopecli.cli.results_folder import announce_replacing, results_folder
 from hopecli.errors import SettingsError, written
 
 if TYPE_CHECKING:
+    from hopecli.config.schema import Settings
+    from hopecli.engine.evaluate import EvalPlan
     from hopecli.engine.results import EvalResults
     from hopecli.engine.runtime import Runtime
     from hopecli.engine.scores import ClipScores
@@ -77,7 +79,7 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     """Score the clips and summarise."""
     from hopecli.data.readers import readers_note
     from hopecli.data.split import count_defects
-    from hopecli.engine.evaluate import EvalPlan, score_clips, summarise
+    from hopecli.engine.evaluate import score_clips, summarise
     from hopecli.engine.reading import reading, unscored
     from hopecli.engine.results import EvalResults
     from hopecli.engine.scores import falling
@@ -93,19 +95,10 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
     runtime.from_main(lambda: require_writable(folder))
     if runtime.is_main:
         announce_replacing(folder, say)
-    context = e.context_frames or s.objective.context_frames
-    horizon = e.T_rollout or s.data.num_timesteps - context
-    unused = unscored("evaluation", frames=s.data.num_timesteps, context=context, horizon=horizon)
+    plan = plan_of(s)
+    unused = unscored("evaluation", frames=s.data.num_timesteps, context=plan.context_frames, horizon=plan.horizon)
     if unused and runtime.is_main:
         say(unused)
-    plan = EvalPlan(
-        context_frames=context,
-        horizon=horizon,
-        T_teacher=context + horizon - 1,  # to the rollout's last frame, however long training's clips were
-        normalize_reps=s.objective.normalize_reps,
-        zero_action=True,
-        shuffled_action=True,
-    )
     model = trained.model.to(runtime.device)
     skips = Skips(
         s.data,
@@ -128,8 +121,8 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         seed=e.seed,
         skips=skips,
     )
-    summary = summarise(scores, bootstrap_samples=e.bootstrap_samples, seed=e.seed)
     order = falling(scores.array("model").mean(axis=1)) if e.num_worst_clips else list(range(len(scores.names)))
+    summary = summarise(scores, bootstrap_samples=e.bootstrap_samples, seed=e.seed)
     results = EvalResults(
         checkpoint=str(trained.checkpoint.path),
         data=str(clips.store.folder),
@@ -163,6 +156,23 @@ def run(trained: Trained, runtime: Runtime, name: str | None) -> Evaluation:
         clips_not_finite=scores.not_finite(),
     )
     return Evaluation(results, scores, order, folder)
+
+
+def plan_of(settings: Settings) -> EvalPlan:
+    """What to measure of every clip."""
+    from hopecli.engine.evaluate import EvalPlan
+
+    e = settings.evaluation
+    context = e.context_frames or settings.objective.context_frames
+    horizon = e.T_rollout or settings.data.num_timesteps - context
+    return EvalPlan(
+        context_frames=context,
+        horizon=horizon,
+        T_teacher=context + horizon - 1,  # to the rollout's last frame, however long training's clips were
+        normalize_reps=settings.objective.normalize_reps,
+        zero_action=True,
+        shuffled_action=True,
+    )
 
 
 def report(evaluation: Evaluation, *, json: bool) -> None:

@@ -29,11 +29,12 @@ from hopecli.cli.common import (
     with_data_folder,
 )
 from hopecli.cli.disk_space import require_space
-from hopecli.cli.resume import find_run, note_going_back, note_stand_in, require_own
-from hopecli.cli.train_clips import find_clips, keep_split, list_skipped, warn_of_other_states
+from hopecli.cli.restore import Restored, restore
+from hopecli.cli.resume import find_run, require_own
+from hopecli.cli.train_clips import find_clips, keep_split, list_skipped
 from hopecli.cli.train_notes import say_notes
 from hopecli.cli.train_records import holding, open_sinks
-from hopecli.errors import CheckpointError, HopeError, SettingsError, command_line, is_first
+from hopecli.errors import HopeError, SettingsError, command_line, is_first
 
 if TYPE_CHECKING:
     from hopecli.config.load import Resolved
@@ -159,13 +160,10 @@ def resolve_settings(preset: str | None, overrides: list[str], resume: str | Non
 def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     """Clips, split, model, run directory and sinks."""
     from hopecli.data.readers import readers_note
-    from hopecli.data.split import read_split
-    from hopecli.engine.checkpoint import load_checkpoint, load_into, load_trainer
     from hopecli.engine.model_notes import length_notes
-    from hopecli.engine.saved_weights import find_weights
     from hopecli.engine.train_job import TrainJob, steps_per_epoch
     from hopecli.models.build import build_model
-    from hopecli.report.console import counted, say
+    from hopecli.report.console import say
     from hopecli.report.wandb_sink import resolve_mode
 
     settings = request.resolved.settings
@@ -183,33 +181,10 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
     model = build_model(
         settings.model, grid=d.grid, embed_dim=d.embed_dim, action_dim=d.action_dim, seed=settings.training.seed
     )
-    resumed, skipped, unreadable, first_step = None, {}, set[str](), 0
+    before = Restored()
     if request.resume is not None:
         assert request.checkpoint is not None
-        checkpoint = load_checkpoint(str(request.checkpoint))
-        before = read_split(request.resume / "split.json")
-        if checkpoint.info.get("split") not in (*split.earlier, split.hash) or not split.same_clips(before):
-            mistake = CheckpointError(
-                "the clips are not those the run was started with",
-                where=str(store.folder),
-                value=split.difference(before),
-                fix="give the original clips with --data-dir",
-            )
-            runtime.raise_as_one(mistake)
-        load_into(model, checkpoint)
-        resumed = load_trainer(find_weights(str(request.checkpoint))[0].parent)
-        first_step = int(checkpoint.info["step"])
-        if runtime.is_main:
-            note_stand_in(str(request.checkpoint), checkpoint.path, say)
-            note_going_back(request.resume, first_step, say)
-        processes = checkpoint.info.get("processes", runtime.world)  # absent in a run of an earlier version
-        if processes != runtime.world and first_step < steps and runtime.is_main:
-            before_and_now = f"{counted(processes, 'process', 'processes')}, now on {runtime.world}"
-            say(f"note: the run was on {before_and_now}: it goes on, but not bit for bit as it would have")
-        if settings.uses_states and runtime.is_main:
-            warn_of_other_states(store, split.train, checkpoint.info.get("states"), say)
-        skipped = found.lost
-        unreadable = set(before.unreadable)
+        before = restore(request.resume, request.checkpoint, settings, runtime, found, model, steps=steps)
     name = request.resolved.name
 
     def place() -> Path:
@@ -220,7 +195,8 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         return request.resume or make_run_dir(folder)
 
     run_dir = runtime.from_main(place)
-    again = resumed is not None and (resumed.get("validation") is None or not resumed["optimizer"])
+    trainer = before.trainer
+    again = trainer is not None and (trainer.get("validation") is None or not trainer["optimizer"])
     sink = open_sinks(
         settings,
         run_dir,
@@ -229,7 +205,7 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         lock=lock,
         mode=mode,
         reason=reason,
-        first_step=first_step,
+        first_step=before.first_step,
         validates_again=again,
     )
     return TrainJob(
@@ -241,9 +217,9 @@ def build(request: Request, runtime: Runtime, lock: RunLock | None) -> TrainJob:
         model=model,
         run_dir=run_dir,
         sink=sink,
-        resumed=resumed,
-        skipped=skipped,
-        unreadable=unreadable,
+        resumed=trainer,
+        skipped=found.lost,
+        unreadable=before.unreadable,
         lost=frozenset(found.lost),
         keep_split=keep_split,
     )
