@@ -63,10 +63,9 @@ def failing(name: str, number: int, folder: Path) -> Iterator[list[str]]:
 
 def every_failure(command: list[str], name: str, folder: Path, prepare: Callable[[], None]) -> Iterator[Outcome]:
     """The outcome of the command with the first call failing, the second, and so on."""
-    step = 3 if name == "stat" else 1  # of which there are so many that a third of them will do
-    number, failed = 1 - step, ["to begin with"]
+    number, failed = 0, ["to begin with"]
     while failed:
-        number += step
+        number += 1
         prepare()
         with failing(name, number, folder / "runs") as failed:
             outcome = hope(command, folder)
