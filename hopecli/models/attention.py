@@ -36,13 +36,13 @@ class KeyValue(NamedTuple):
     changes.
 
     With gradients a piece per step, joined where they are used, so that activation checkpointing keeps each frame once
-    and not every prefix. Without, one piece: a view of a shared `buffer`, which grows by doubling, so that a rollout
-    does not copy the past at each step. Only the newest memory may write into the room behind it; an older one copies
-    first.
+    and not every prefix; each in memory of its own, because a view would keep the queries alive too. Without, one
+    piece: a view of a shared `buffer`, which grows by doubling, so that a rollout does not copy the past at each step.
+    Only the newest memory may write into the room behind it; an older one copies first.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
     buffer: KeyValueBuffer | None = None
 
     @property
@@ -53,7 +53,7 @@ class KeyValue(NamedTuple):
     def extended(self, k: Tensor, v: Tensor) -> KeyValue:
         """These and new keys and values [B, H, L, hd]."""
         if torch.is_grad_enabled():
-            return KeyValue((*self.keys, k), (*self.values, v))
+            return KeyValue((*self.keys, k.contiguous()), (*self.values, v.contiguous()))
         buffer, seen = self.buffer, self.tokens
         needed = seen + k.shape[2]
         closed = buffer is not None and buffer.key.is_inference() and not torch.is_inference_mode_enabled()
@@ -78,12 +78,14 @@ def frame_causal_attention(q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame:
     One unmasked call per frame over the keys up to it: half the work of a masked square, and it needs no mask, so
     that the fused kernels of every backend can be used.
     """
+    if q.shape[2] == tokens_per_frame:  # a step: every key is seen
+        return F.scaled_dot_product_attention(q, k, v)
     seen = k.shape[2] - q.shape[2]
     outputs = []
     for frame in q.split(tokens_per_frame, dim=2):
         seen += frame.shape[2]
         outputs.append(F.scaled_dot_product_attention(frame, k[:, :, :seen], v[:, :, :seen]))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return torch.cat(outputs, dim=2)
 
 
 class FrameCausalAttention(nn.Module):
@@ -95,15 +97,20 @@ class FrameCausalAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """x [B, L, W] -> output [B, L, W] and the cache including these tokens."""
-        qk, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).split((2, 1), dim=2)  # [B, L, 2 and 1, H, hd]
+    def forward(self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None) -> tuple[Tensor, KeyValue | None]:
+        """x [B, L, W] and rotary tables [L, 1, hd] -> output [B, L, W] and the cache including these tokens.
+
+        `past` None is a pass that no step follows: it keeps no cache.
+        """
+        heads = self.num_heads
+        qk, v = self.qkv(x).unflatten(-1, (3 * heads, -1)).split((2 * heads, heads), dim=2)  # [B, L, 2H and H, hd]
         if rotary is not None:  # before the axes are swapped, while memory is in order
-            tables = RotaryTables(rotary.cos[:, None, None], rotary.signed_sin[:, None, None])
-            qk = rotate(qk, tables).to(v.dtype)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), v.squeeze(2)))  # each [B, H, L, hd]
-        cache = KeyValue((k,), (v,)) if past is None else past.extended(k, v)
-        out = frame_causal_attention(q, *cache.joined(), tokens_per_frame=self.tokens_per_frame)
+            qk = rotate(qk, rotary).to(v.dtype)
+        q, k = qk.transpose(1, 2).split(heads, dim=1)  # each [B, H, L, hd]
+        v = v.transpose(1, 2)
+        cache = None if past is None else past.extended(k, v)
+        keys, values = (k, v) if cache is None else cache.joined()
+        out = frame_causal_attention(q, keys, values, tokens_per_frame=self.tokens_per_frame)
         return self.proj(out.transpose(1, 2).flatten(2)), cache
 
 
@@ -184,7 +191,7 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None, kept: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, KeyValue]:
+    ) -> tuple[Tensor, KeyValue | None]:
         """x [B, L, W] -> the same shape, and the cache including these tokens; `kept` as drawn by `draw_kept`."""
         branch, cache = self.attn(self.norm1(x), rotary, past)
         x = x + (branch if kept is None else branch * kept[0].to(branch.dtype))

@@ -6,6 +6,7 @@ Source: V-JEPA 2 (Assran et al. 2025), section 3; parameter names as in the publ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,23 +104,26 @@ class ViTAC(TokenPredictor):
             raise ValueError(f"the cache holds {cached} frames, so the next frame is {cached}, not {t}")
         rows = None if extrinsics is None else extrinsics[:, None]
         tokens = self.embed(frame[:, None], action[:, None], state_vec[:, None], rows)[:, 0]  # [B, C, W]
-        tokens, memory = self._blocks(tokens, self.rotary(first_frame=t, frames=1), memory)
+        past = memory.blocks or (KeyValue(),) * len(self.predictor_blocks)
+        tokens, memory = self._blocks(tokens, self.rotary(first_frame=t, frames=1), past)
         return self.project(tokens), memory
 
     def predict_frames(self, frames: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> Tensor:
         """All T frames in one frame-causal pass: [B, T, N, D] -> [B, T, N, D]."""
         tokens = self.embed(frames, actions, states, extrinsics)  # [B, T, C, W]
         rotary = self.rotary(first_frame=0, frames=frames.shape[1])
-        out, _ = self._blocks(tokens.flatten(1, 2), rotary, KeyValueCache())  # [B, T*C, W]
+        past = (None,) * len(self.predictor_blocks)
+        out, _ = self._blocks(tokens.flatten(1, 2), rotary, past)  # [B, T*C, W]
         return self.project(out.unflatten(1, tokens.shape[1:3]))
 
     def _blocks(
-        self, tokens: Tensor, rotary: RotaryTables | None, memory: KeyValueCache
+        self, tokens: Tensor, rotary: RotaryTables | None, pasts: Sequence[KeyValue | None]
     ) -> tuple[Tensor, KeyValueCache]:
+        if rotary is not None:
+            rotary = RotaryTables(*(table[:, None] for table in rotary))  # [L, 1, hd] over [B, L, H, hd]
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         caches = []
-        for i, block in enumerate(self.blocks()):
-            past = memory.blocks[i] if memory.blocks else None
+        for block, past in zip(self.blocks(), pasts, strict=True):
             inputs = (tokens, rotary, past, block.draw_kept(tokens))
             if recompute:  # nothing random is left in the block: torch cannot restore the generator of MPS
                 tokens, cache = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Literal
 
 import pytest
@@ -16,9 +17,19 @@ from hopecli.models.vit_ac import ViTAC
 GRID, DIM, ACTIONS, CLIPS = 2, 6, 2, 2
 
 
-def make(mlp: str = "gelu") -> ViTAC:
+def make(mlp: str = "gelu", *, checkpointing: bool = False) -> ViTAC:
     torch.manual_seed(0)
-    model = ViTAC(embed_dim=DIM, action_dim=ACTIONS, grid=GRID, width=24, depth=2, num_heads=2, mlp=mlp, mlp_ratio=2.0)
+    model = ViTAC(
+        embed_dim=DIM,
+        action_dim=ACTIONS,
+        grid=GRID,
+        width=24,
+        depth=2,
+        num_heads=2,
+        mlp=mlp,
+        mlp_ratio=2.0,
+        activation_checkpointing=checkpointing,
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -82,3 +93,30 @@ def test_a_memory_made_under_autocast_goes_on_without_it_and_the_other_way_round
             out, memory = model.step(features[:, t], actions, actions, None, memory=memory, t=t)
     steady = model(features, actions[:, None].expand(-1, 4, -1), actions[:, None].expand(-1, 4, -1))[:, 3]
     torch.testing.assert_close(out.float(), steady, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_parallel_pass_keeps_no_keys_of_earlier_layers(gradients: bool) -> None:
+    """Neither without gradients nor where backward computes them again: no step follows that would read them."""
+    model = make(checkpointing=True)
+    kept: list[weakref.ref[torch.UntypedStorage]] = []
+    alive: list[bool] = []
+    first, last = model.blocks()
+    first.attn.qkv.register_forward_hook(lambda _module, _inputs, out: kept.append(weakref.ref(out.untyped_storage())))
+    last.register_forward_pre_hook(lambda _module, _inputs: alive.append(kept[0]() is not None))
+    with torch.set_grad_enabled(gradients):
+        model(torch.randn(CLIPS, 3, GRID**2, DIM), torch.randn(CLIPS, 3, ACTIONS), torch.randn(CLIPS, 3, ACTIONS))
+    assert alive == [False]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_memory_with_gradients_keeps_keys_and_values_only(checkpointing: bool) -> None:
+    """No views, which would keep the queries alive, and what was not yet rotated."""
+    model = make(checkpointing=checkpointing)
+    features, actions = torch.randn(CLIPS, GRID**2, DIM), torch.randn(CLIPS, ACTIONS)
+    memory = model.initial_state(CLIPS)
+    for t in range(2):
+        _, memory = model.step(features, actions, actions, None, memory=memory, t=t)
+    pieces = [piece for past in memory.blocks for piece in (*past.keys, *past.values)]
+    assert len(pieces) == 2 * 2 * 2  # blocks, frames, keys and values
+    assert all(piece.untyped_storage().nbytes() == piece.nbytes for piece in pieces)
