@@ -119,6 +119,7 @@ class ViTAC(TokenPredictor):
     def _blocks(
         self, tokens: Tensor, rotary: RotaryTables | None, pasts: Sequence[KeyValue | None]
     ) -> tuple[Tensor, KeyValueCache]:
+        """Tokens [B, L, W] after every block, and the cache after them: of blocks whose past is None, none."""
         if rotary is not None:
             rotary = RotaryTables(*(table[:, None] for table in rotary))  # [L, 1, hd] over [B, L, H, hd]
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
@@ -129,5 +130,6 @@ class ViTAC(TokenPredictor):
                 tokens, cache = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 tokens, cache = block(*inputs)
-            caches.append(cache)
+            if cache is not None:
+                caches.append(cache)
         return tokens, KeyValueCache(tuple(caches))
