@@ -192,8 +192,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rotary: RotaryTables | None, past: KeyValue | None, kept: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, KeyValue | None]:
-        """x [B, L, W] and rotary tables [L, 1, hd] -> the shape of x, and the cache including these tokens (None without
-        `past`); `kept` as drawn by `draw_kept`."""
+        """x [B, L, W] and rotary tables [L, 1, hd] -> the shape of x, and the cache including these tokens (None
+        without `past`); `kept` as drawn by `draw_kept`."""
         branch, cache = self.attn(self.norm1(x), rotary, past)
         x = x + (branch if kept is None else branch * kept[0].to(branch.dtype))
         branch = self.mlp(self.norm2(x))
