@@ -154,7 +154,7 @@ def _on_shorter_clips(trained_under: Settings, frames: int) -> Settings:
 def _require_same_model(settings: Settings, trained_under: Settings) -> None:
     """SettingsError for overrides of what the weights were trained as: they have no other layout or loss."""
     from hopecli.config.explain import to_tree
-    from hopecli.config.load import flat
+    from hopecli.config.mistakes import flat
 
     asked, known = flat(to_tree(settings)), flat(to_tree(trained_under))
     wrong = [

@@ -43,7 +43,8 @@ def require_own(run_dir: Path, checkpoint: Settings, free: tuple[str, ...]) -> N
     """CheckpointError when a checkpoint in a run was trained otherwise than the run's config.yaml says, in any key but
     those that begin with one of `free`."""
     from hopecli.config.explain import to_tree
-    from hopecli.config.load import flat, load_preset
+    from hopecli.config.load import load_preset
+    from hopecli.config.mistakes import flat
 
     file = run_dir / "config.yaml"
     with accessed(file, kind=CheckpointError):

@@ -32,7 +32,7 @@ from hopecli.engine.bench_machine import (
 from hopecli.engine.bench_passes import adaptation_pass, inference_passes, training_pass
 from hopecli.engine.dry_run import random_batch, static_bytes
 from hopecli.engine.memory import free_memory, peak_memory, reset_peak_memory
-from hopecli.engine.probes import DTYPES
+from hopecli.engine.predictor_trials import DTYPES
 from hopecli.engine.results import Bench, Timing
 from hopecli.engine.runtime import Runtime
 from hopecli.hardware import PrecisionName, PrecisionTrial, usable_cores

@@ -12,12 +12,13 @@ from hopecli.config.explain import to_tree
 from hopecli.data.clip import ClipBatch
 from hopecli.data.loader import EpochBatches, load_batches, stand_in
 from hopecli.data.split import count_defects
-from hopecli.engine.checkpoint import OTHER_CHECKPOINT, TRAINER, duplicate_checkpoint, remove_old, save_checkpoint
+from hopecli.engine.checkpoint import TRAINER, duplicate_checkpoint, remove_old, save_checkpoint
 from hopecli.engine.evaluate import EvalPlan, score_clips, validation_record
 from hopecli.engine.idle_parameters import leaves_parameters_idle
 from hopecli.engine.meter import Meter, check_finite, check_sound
 from hopecli.engine.optim import PeriodicAdamW, parameter_groups
 from hopecli.engine.results import DiagnosticsRecord, ValidationRecord
+from hopecli.engine.saved_weights import OTHER_CHECKPOINT
 from hopecli.engine.signals import StopRequest
 from hopecli.engine.skips import Skips
 from hopecli.engine.train_job import TrainJob

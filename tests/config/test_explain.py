@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hopecli.config.explain import differences, to_yaml, value_rows
-from hopecli.config.files import list_presets, parse_yaml
+from hopecli.config.files import list_presets
 from hopecli.config.load import load_preset
 from hopecli.config.schema import Settings
+from hopecli.config.yaml_text import parse_yaml
 
 
 @pytest.mark.parametrize("name", list_presets())
